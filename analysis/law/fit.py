@@ -54,7 +54,7 @@ from megatron_kis.config.analysis import AnalysisConfig
 SCHEMA = "kis.law/1"
 BEND: float = AnalysisConfig.model_fields["bend"].default
 _FEWEST_SIZES = 3  # a line through two sizes cannot be wrong
-_VALIDATED_CELLS = 5  # below it a law is a point estimate (labelled unvalidated)
+VALIDATED_CELLS = 5  # below it a law is a point estimate (labelled unvalidated)
 _COLLINEAR = 0.999  # |correlation| of log N and log D beyond which b and c cannot be told apart
 
 
@@ -275,7 +275,7 @@ def fit_law(
         degrees_of_freedom=fitted.freedom,
         scatter_degrees_of_freedom=fitted.scatter_freedom,
         confidence=confidence,
-        unvalidated=len(informative) < _VALIDATED_CELLS,
+        unvalidated=len(informative) < VALIDATED_CELLS,
         centre=fitted.centre.tolist(),
         parameters=fitted.parameters.tolist(),
         covariance=fitted.covariance.tolist(),
@@ -473,9 +473,9 @@ def _listed(point: Transition, **more: Any) -> dict[str, Any]:
 
 def _warnings(informative: int, used: Sequence[Transition], lack: dict[str, Any] | None) -> list[str]:
     warnings = []
-    if informative < _VALIDATED_CELLS:
+    if informative < VALIDATED_CELLS:
         warnings.append(
-            f"unvalidated: {informative} informative points; a law to rely on needs at least {_VALIDATED_CELLS}"
+            f"unvalidated: {informative} informative points; a law to rely on needs at least {VALIDATED_CELLS}"
         )
     censored = len(used) - informative
     if 2 * censored > len(used):

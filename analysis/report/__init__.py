@@ -1,7 +1,8 @@
 """The report: one self-contained HTML file, static SVG figures, readable without JavaScript, no external URL.
 
-figures.py, model_figures.py, law_figure.py, decision_figure.py and check_figures.py draw, summary.py and tables.py put
-results into words and rows, template.html is the layout.
+figures.py, model_figures.py, annotated.py, law_figure.py, decision_figure.py and check_figures.py draw. answer.py,
+run_checks.py, experiment.py, methods.py, summary.py and tables.py put results into words and rows; narrow.py and
+extent.py fit them to a page. template.html is the layout.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from megatron_kis.common.progress import logged
 from megatron_kis.config.analysis import AnalysisConfig
 
 if TYPE_CHECKING:
+    from megatron_kis.analysis.report.summary import SliceFindings
     from megatron_kis.analysis.report.tables import Table
 
 logger = logging.getLogger(__name__)
@@ -151,12 +153,6 @@ def _tables(result: AnalysisResult) -> dict[str, Table | None]:
     return {name: make(result) for name, make in TABLES.items()}
 
 
-def _resamples(result: AnalysisResult) -> str:
-    """Returns the numbers of resamples of the laws' bootstraps, in words; empty without any."""
-    found = sorted({int(law.calibration["resamples"]) for law in result.laws if law.calibration})
-    return " or ".join(f"{number:,}" for number in found)
-
-
 _SPACES = "\n\t\u00a0\u2009\u202f"
 
 
@@ -167,33 +163,48 @@ def _printable(value: Any) -> Any:
 
 def _content(result: AnalysisResult, tables: dict[str, Table | None], stem: str) -> dict[str, Any]:
     from megatron_kis.analysis.report import (
+        annotated,
+        answer,
         check_figures,
         decision_figure,
+        experiment,
         extent,
         figures,
         formatting,
         law_figure,
+        methods,
         model_figures,
+        narrow,
+        run_checks,
         summary,
     )
 
+    found = summary.findings_by_slice(result)
+    shown: dict[str, Any] = {
+        name: table and narrow.narrowed(extent.shortened(table, extent.file_beside(stem, name)))
+        for name, table in tables.items()
+    }
+    shown["transitions"], shown["evidence"] = narrow.split(shown["transitions"], "peak")
     content: dict[str, Any] = {
         "title": result.title,
         "css": (_HERE / "report.css").read_text(encoding="utf-8"),
         "script": (_HERE / "report.js").read_text(encoding="utf-8"),
         "key_numbers": summary.key_numbers(result),
         "study_design": summary.study_design(result),
-        "findings": summary.findings_by_slice(result),
-        "headline": summary.headline(result),
+        "findings": found,
+        "answer": answer.answer(result),
+        "run_checks": run_checks.run_checks(result),
+        "experiment": experiment.experiment(result),
+        "annotated": annotated.annotated(result),
+        "methods": methods.methods(result),
         "law_figures": law_figure.law_figures(result),
         "advice": decision_figure.advice(result),
         "checks": check_figures.check_figures(result),
         "refused": [(formatting.refused_title(item), formatting.refused_reason(item)) for item in result.refused],
         "settings": result.settings,
         "along_facts": any(one != USUAL for one in result.slices),
-        "tables": {
-            name: table and extent.shortened(table, extent.file_beside(stem, name)) for name, table in tables.items()
-        },
+        "tables": shown,
+        "labels": narrow.labels(narrow.heads_of(shown) | _heads_of_findings(found)),
         "version": __version__,
         "settings_fingerprint": fingerprint(result.settings.record())[:12],
         "overview": [],
@@ -203,7 +214,6 @@ def _content(result: AnalysisResult, tables: dict[str, Table | None], stem: str)
         "split_keys": [],
         "strength_keys": [],
         "omission": "",
-        "resamples": _resamples(result),
     }
     if result.curves is not None:
         cells, drawn = cells_of_table(result.curves), extent.drawn_cells(result.curves)
@@ -222,3 +232,13 @@ def _content(result: AnalysisResult, tables: dict[str, Table | None], stem: str)
         ]
         content["omission"] = extent.omission(result.curves)
     return content
+
+
+def _heads_of_findings(found: Sequence[SliceFindings]) -> dict[str, list[str]]:
+    """Returns the heads of the tables of findings by their ids on the page."""
+    heads = {}
+    for number, one in enumerate(found, start=1):
+        heads[f"m-{number}"] = ["Model", *one.table.heads]
+        if one.strengths is not None:
+            heads[f"s-{number}"] = ["Model", *one.strengths.heads]
+    return heads

@@ -9,14 +9,18 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from matplotlib.axis import Axis
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.report.theme import COLOURS, Panel
 from megatron_kis.analysis.runs.slices import FREQUENCY, RATIO, USUAL, Slice
 
-_LABEL_WIDTH = 0.0155
-"""Width of a character of the second axis, as a share of the axis: 6 points at size 9 in 4.6 inches, and a margin."""
+_LABEL_WIDTH = 0.0205
+"""Width of a character of a tick, as a share of the axis: 6 points at size 10 in 3.9 inches, and a margin."""
+_BELOW, _ABOVE, _ROW = 0.56, 0.74, 0.165
+"""Inches for an axis below with one row of ticks, for one above with the title, and for each further row."""
+_MOST_ROWS = 3
+"""Rows in which ticks that are close to each other are written."""
 
 
 @dataclass(frozen=True)
@@ -49,45 +53,88 @@ class DoseAxis:
         axes = drawn.axes
         places = [self.at(level) for level in self.levels]
         reach = max(places) - min(places) or 1.0
-        kept: list[float] = []  # labels that do not run into each other
-        for level in self.levels:
-            if not kept or self.at(level) - self.at(kept[-1]) >= 0.068 * reach:
-                kept.append(level)
-        axes.set_xticks([self.at(level) for level in kept], [f"{level:g}" for level in kept])
+        margin = max(margin, 0.05 * reach)
+        width = (reach + 2 * margin) * _LABEL_WIDTH
+        labels = [fmt.frequency(level) for level in self.levels]
+        rows = in_rows(places, labels, width)
+        kept = [(place, label, row) for place, label, row in zip(places, labels, rows, strict=True) if row is not None]
+        axes.set_xticks([place for place, _, _ in kept], ["\n" * row + label for _, label, row in kept])
         axes.set_xticks(places, minor=True)
         axes.tick_params(axis="x", which="minor", length=2)
-        margin = max(margin, 0.05 * reach)
+        drawn.make_room(below=_BELOW + _ROW * max((row for _, _, row in kept), default=0))
         axes.set_xlim(min(places) - margin, max(places) + margin)
-        scale = "levels evenly spaced" if self.even else "log scale"
-        axes.set_xlabel(
-            f"infusion frequency F (exposures per fact, {scale})"
-            if self.slice.axis == FREQUENCY
-            else f"number of infused facts K ({scale})"
-        )
+        name = "exposures per fact F" if self.even else "infusion frequency F (exposures per fact, log scale)"
+        if self.slice.axis != FREQUENCY:
+            name = "number of infused facts K" + ("" if self.even else " (log scale)")
+        axes.set_xlabel(f"{name}, evenly spaced" if self.even else name)
         axes.grid(False, axis="x")
         if 0 in self.levels and len(self.levels) > 1:
             gap = (self.at(0) + self.at(self.levels[1])) / 2
             axes.axvline(gap, color=COLOURS["control"], linewidth=0.8, linestyle=(0, (1, 3)))
         if ratios:
-            drawn.figure.subplots_adjust(top=0.79)
-            top = axes.secondary_xaxis("top")
-            places = [self.at(level) for level in kept if level in ratios]
-            labels = [fmt.ratio(ratios[level]) for level in kept if level in ratios]
-            shown = apart(places, labels, reach * _LABEL_WIDTH)
-            top.set_xticks([places[i] for i in shown])
-            top.set_xticklabels([labels[i] for i in shown])
-            top.tick_params(axis="x", length=2, labelsize=9)
-            top.spines["top"].set_visible(False)
-            top.set_xlabel("infusion ratio ρ", fontsize=9)
+            there = [level for level in self.levels if level in ratios]
+            top = [self.at(level) for level in there]
+            draw_above(drawn, top, [fmt.ratio(ratios[level]) for level in there], "infusion ratio ρ", width)
 
 
-def apart(places: Sequence[float], labels: Sequence[str], width: float) -> list[int]:
-    """Returns the labels to show so that none overlaps another; ``width`` of a character is in units of the axis."""
-    shown: list[int] = []
-    for i, (place, label) in enumerate(zip(places, labels, strict=True)):
-        if not shown or place - places[shown[-1]] > (len(label) + len(labels[shown[-1]])) / 2 * width:
-            shown.append(i)
-    return shown
+@dataclass(frozen=True)
+class RatioAxis:
+    """The infusion ratio on a linear axis: where much of the text is displaced, levels lie apart."""
+
+    doses: dict[float, float]
+    """Doses by their ratio, for the axis above; empty where a ratio is of several doses."""
+    slice: Slice = USUAL
+
+    def draw(self, drawn: Panel) -> None:
+        """Draws the shares of the tokens below, and the doses above."""
+        axes = drawn.axes
+        last = max(self.doses, default=1.0)
+        end = 1.0 if last > 0.5 or last <= 0 else 1.1 * last
+        step = next(step for step in (0.2, 0.1, 0.05, 0.02, 0.01, 0.001, end) if end / step >= 4 or step == end)
+        shares = [step * i for i in range(int(end / step + 1e-9) + 1)]
+        axes.set_xlim(-0.03 * end, 1.03 * end)
+        axes.set_xticks(shares, ["0", *(f"{100 * share:.3g}%" for share in shares[1:])])
+        axes.set_xlabel("infusion ratio ρ (share of the training tokens)")
+        drawn.make_room(below=_BELOW)
+        axes.grid(False, axis="x")
+        if self.doses:
+            ratios = sorted(self.doses)
+            labels = [fmt.frequency(self.doses[ratio]) for ratio in ratios]
+            draw_above(drawn, ratios, labels, f"{self.slice.symbol} ({self.slice.unit})", 1.06 * end * _LABEL_WIDTH)
+
+
+def draw_above(drawn: Panel, places: Sequence[float], labels: Sequence[str], title: str, width: float) -> None:
+    """Draws a second axis above the first; ``width`` of a character is in units of the axis."""
+    rows = in_rows(places, labels, width)
+    kept = [(place, label, row) for place, label, row in zip(places, labels, rows, strict=True) if row is not None]
+    drawn.make_room(above=_ABOVE + _ROW * max((row for _, _, row in kept), default=0))
+    top = drawn.axes.secondary_xaxis("top")
+    top.set_xticks([place for place, _, _ in kept], [label + "\n" * row for _, label, row in kept])
+    top.tick_params(axis="x", length=2, labelsize=10)
+    top.spines["top"].set_visible(False)
+    top.set_xlabel(title, fontsize=10)
+
+
+def in_rows(places: Sequence[float], labels: Sequence[str], width: float) -> list[int | None]:
+    """Returns for each label the row in which it overlaps no other; None where `_MOST_ROWS` rows are not enough.
+
+    Args:
+        places: of the labels' middles, rising.
+        labels: of the ticks.
+        width: of a character, in units of the places.
+    """
+    ends: list[float] = []
+    found: list[int | None] = []
+    for place, label in zip(places, labels, strict=True):
+        half = (len(label) + 1) / 2 * width
+        row = next((i for i, end in enumerate(ends) if place - half >= end), None)
+        if row is None and len(ends) < _MOST_ROWS:
+            ends.append(0.0)
+            row = len(ends) - 1
+        if row is not None:
+            ends[row] = place + half
+        found.append(row)
+    return found
 
 
 def axis_of(rows: pd.DataFrame, one: Slice) -> DoseAxis:
@@ -105,6 +152,11 @@ def ratios_of(rows: pd.DataFrame, one: Slice) -> dict[float, float]:
         return {}  # several token budgets
     means = grouped.mean()
     return dict(zip(means.index.astype(float).tolist(), means.astype(float).tolist(), strict=True))
+
+
+def ratio_axis(rows: pd.DataFrame, one: Slice) -> RatioAxis:
+    """Returns the linear axis of the infusion ratio of the rows of a slice."""
+    return RatioAxis({ratio: dose for dose, ratio in ratios_of(rows, one).items()}, one)
 
 
 RATE_TITLES = {"accuracy": "share answered right", "pairwise": "share of wrong options below the right one"}
@@ -126,9 +178,28 @@ def draw_rate_axis(drawn: Panel, chance: float | None, outcome: str = "accuracy"
             xytext=(-2, -10),
             textcoords="offset points",
             ha="right",
-            fontsize=9,
+            fontsize=10,
             color=COLOURS["muted"],
         )
+
+
+def label_sizes(drawn: Panel, sizes: Sequence[float]) -> None:
+    """Labels a logarithmic axis of model sizes at the sizes themselves; at round ones where they are too many."""
+    axis = drawn.axes.xaxis
+    places = sorted(set(sizes))
+    logs = [math.log(size) for size in places]
+    low, high = (math.log(end) for end in drawn.axes.get_xlim())
+    labels = [fmt.size(size) for size in places]
+    rows = in_rows(logs, labels, (high - low) * _LABEL_WIDTH)
+    if None in rows:
+        label_log_axis(axis, fmt.size, subs=(1.0, 2.0, 5.0) if high - low < math.log(300) else (1.0,))
+        return
+    axis.set_major_locator(FixedLocator(places))
+    axis.set_major_formatter(
+        FixedFormatter(["\n" * (row or 0) + label for row, label in zip(rows, labels, strict=True)])
+    )
+    axis.set_minor_locator(NullLocator())
+    drawn.make_room(below=_BELOW + _ROW * max(row or 0 for row in rows))
 
 
 def label_log_axis(axis: Axis, text: Callable[[float], str], *, subs: Sequence[float] = (1.0, 2.0, 5.0)) -> None:

@@ -63,6 +63,7 @@ def residuals(law: Law) -> Drawing | None:
         axes.set_xscale("log")
         label_log_axis(axes.xaxis, fmt.size)
         axes.set_xlabel("model size N (parameters)")
+        drawn.figure.subplots_adjust(left=0.18)
         axes.axhline(0, color=COLOURS["muted"], linewidth=1)
         for sign in (-1, 1):
             axes.axhline(sign * 2 * law.sigma, color=COLOURS["muted"], linewidth=0.9, linestyle=(0, (4, 3)))
@@ -112,7 +113,7 @@ def comparison(law: Law) -> Drawing | None:
         axes.set_xlabel("log score of the largest N, held out (right is better)")
         axes.set_title(title)
         chosen = next((row["law"] for row in rows if row["selected"]), law.law)
-        return Drawing(to_svg(drawn), f"In colour: the law in use ({chosen}), {law.selection}.")
+        return Drawing(to_svg(drawn), f"In colour: the law that is used ({chosen}), {law.selection}.")
 
 
 def predicted_and_measured(law: Law, scores: list[Score]) -> Drawing | None:
@@ -184,7 +185,7 @@ def extrapolation_error(law: Law, scores: list[Score]) -> Drawing | None:
                 for s, v in zip(known, y, strict=True)
             ]
             drawn.points(x, y, tips, series="errors", colour=colour, marker=mark, markersize=6, label=name)
-        axes.legend(loc="upper left", fontsize=9)
+        axes.legend(loc="upper left", fontsize=10)
         axes.set_ylim(bottom=0)
         label_log_axis(axes.xaxis, lambda value: f"{value:g}×")
         axes.set_xlabel("times beyond the fitted models")

@@ -56,27 +56,26 @@ def sentence(decision: Decision) -> str:
             f"No dose can be named at which {names} is avoided with {level}: by these laws not even 1 can. "
             f"What is lost first: {decision.limited_by}."
         )
-    dose = fmt.frequency(decision.dose)
-    amounts = ", ".join(f"{name} {value}" for name, value in fmt.amounts(decision.amounts))
-    what = (
-        f"show each fact at most {dose} times" if decision.slice.axis == FREQUENCY else f"infuse at most {dose} facts"
+    often = decision.slice.axis == FREQUENCY
+    dose = fmt.frequency(decision.dose) if often else fmt.facts(decision.dose)
+    amounts = ", ".join(
+        f"{name} {value}" if name == "infusion ratio" else f"{value} {name}"
+        for name, value in fmt.amounts(decision.amounts)
     )
+    said = f"show each fact at most {dose} times" if often else f"infuse at most {dose} facts"
+    if any(model.prediction.recommended is None for model in decision.models):
+        said = f"as a first estimate, {said}"
     text = (
-        f"{what[0].upper()}{what[1:]}{f' ({amounts})' if amounts else ''}: with a probability of {level} none of this "
+        f"{said[0].upper()}{said[1:]}{f' ({amounts})' if amounts else ''}: with a probability of {level} none of this "
         f"has begun there: {names}. Limited by: {decision.limited_by}."
     )
     if decision.learned is not None:
         text += (
-            f" Facts are learned at that dose with a probability of {_percent(decision.learned.probability)}; for "
-            f"{level} it takes {fmt.dose(decision.slice, decision.learned.dose)}."
+            " Facts are learned at that dose with a probability of "
+            f"{fmt.probability(decision.learned.probability)}; for {level} it takes "
+            f"{fmt.dose(decision.slice, decision.learned.dose)}."
         )
     return text
-
-
-def _percent(probability: float) -> str:
-    if probability >= 0.9995:
-        return "over 99.9%"
-    return f"{100 * probability:.3g}%"
 
 
 def _lost(kind: str, group: str) -> str:
@@ -109,7 +108,7 @@ def _probabilities(decision: Decision, x: np.ndarray) -> Drawing:
         )
         axes.axhline(decision.confidence, color=COLOURS["muted"], linewidth=0.8, linestyle=(0, (2, 2)))
         if decision.dose is not None and decision.probability is not None:
-            tip = f"{fmt.decided(decision)}\nnothing lost with {_percent(decision.probability)}"
+            tip = f"{fmt.decided(decision)}\nnothing lost with {fmt.probability(decision.probability)}"
             drawn.points(
                 [decision.dose],
                 [decision.probability],
@@ -145,9 +144,9 @@ def _curves(decision: Decision, x: np.ndarray, shares: dict[str, np.ndarray]) ->
 def _panel(decision: Decision, name: str, alt: str, x: np.ndarray) -> Iterator[Panel]:
     one = decision.slice
     whole = fmt.slug(name, str(decision.params), str(decision.tokens), one.name)
-    with panel(whole, alt, height=4.2) as drawn:
+    with panel(whole, alt, height=3.4) as drawn:
         axes = drawn.axes
-        drawn.figure.subplots_adjust(bottom=0.32, top=0.92)
+        drawn.make_room(below=1.15, above=0.32)
         axes.set_xscale("log")
         axes.set_ylim(-0.02, 1.04)
         axes.set_xlim(math.exp(x[0]), math.exp(x[-1]))
@@ -160,7 +159,9 @@ def _panel(decision: Decision, name: str, alt: str, x: np.ndarray) -> Iterator[P
 
 
 def _legend(drawn: Panel) -> None:
-    drawn.axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=8.5, handlelength=1.8)
+    drawn.axes.legend(
+        loc="upper center", bbox_to_anchor=(0.45, -0.19), ncols=2, fontsize=10, handlelength=1.4, columnspacing=1.0
+    )
 
 
 def _log_doses(decision: Decision) -> np.ndarray:

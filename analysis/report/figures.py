@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.special import ndtri
 
 from megatron_kis.analysis.criteria.loss import loss_excess
 from megatron_kis.analysis.findings.result import AnalysisResult
+from megatron_kis.analysis.law.looks import percent
 from megatron_kis.analysis.report import formatting as fmt
-from megatron_kis.analysis.report.axes import axis_of, draw_rate_axis, ratios_of
+from megatron_kis.analysis.report.axes import axis_of, draw_rate_axis, ratio_axis, ratios_of
 from megatron_kis.analysis.report.extent import drawn_cells, omission, rows_of_cells
 from megatron_kis.analysis.report.theme import COLOURS, SIZE_MARKERS, panel, size_slot, to_svg
 from megatron_kis.analysis.runs.curves import Curve, cells_of_table, curves, mean_curves, primary_rows, rows_of
 from megatron_kis.analysis.runs.groups import retained_groups, strength
-from megatron_kis.analysis.runs.slices import Slice, rows_of_slice
+from megatron_kis.analysis.runs.slices import RATIO, Slice, rows_of_slice
 
 
 @dataclass(frozen=True)
@@ -59,40 +62,97 @@ def size_keys(table: pd.DataFrame) -> list[Key]:
 
 
 def overview(result: AnalysisResult) -> list[Drawing]:
-    """Draws the primary split of each slice: one line per model, infused and background facts side by side."""
+    """Draws the primary split of each slice: one line per model, infused and background facts side by side.
+
+    Each against the dose on a logarithmic axis, and then, where it varies, against the infusion ratio on a linear one.
+    """
     assert result.curves is not None
-    keys, cells = size_keys(result.curves), drawn_cells(result.curves)
-    settings = result.settings
+    cells, settings = drawn_cells(result.curves), result.settings
     drawings = []
     for one in result.slices:
         table = rows_of_cells(rows_of_slice(result.curves, one), cells)
         means = mean_curves(primary_rows(table, settings))
-        for group in retained_groups(means["group"]):
-            mine = means[means["group"] == group]
-            if mine.empty:
-                continue
-            title = fmt.group_title(group, one)
-            alt = f"{title} against the {fmt.dose_name(one)}, one line per model, {fmt.SPLIT_TITLES[settings.split]}."
-            with panel(fmt.slug("overview", group, one.name), alt) as drawn:
-                axis = axis_of(table, one)
-                draw_rate_axis(drawn, float(mine["chance"].mean()), settings.outcome)
-                for key, (n, d) in zip(keys, cells, strict=True):
-                    rows = mine[(mine["params"] == n) & (mine["tokens"] == d)]
-                    if rows.empty:
-                        continue
-                    x, y = [axis.at(f) for f in rows["dose"]], rows["rate"].tolist()
-                    drawn.line(x, y, series=key.series, colour=key.colour)
-                    tips = [
-                        f"{key.label} · {fmt.level(one, r.dose, r.infusion_ratio)}\nrate {r.rate:.3f}"
-                        + (f" (seeds {r.lowest:.3f} to {r.highest:.3f})" if r.seeds > 1 else " (1 seed)")
-                        for r in rows_of(rows)
-                    ]
-                    drawn.points(x, y, tips, series=key.series, colour=key.colour, marker=key.mark, label=key.label)
-                axis.draw(drawn, ratios_of(table, one))
-                drawn.axes.set_title(title)
-                caption = f"{title}, {fmt.SPLIT_TITLES[settings.split]}, mean of seeds.{omission(result.curves)}"
-                drawings.append(Drawing(to_svg(drawn), caption, strength(group) is not None))
+        groups = [group for group in retained_groups(means["group"]) if (means["group"] == group).any()]
+        drawings += [_rates(result, table, means, one, group) for group in groups]
+        shown = [group for group in groups if strength(group) is None]
+        if one.held_by != RATIO and (means["infusion_ratio"] > 0).any():
+            drawings += [_rates(result, table, means, one, group, over_ratio=True) for group in shown]
     return drawings
+
+
+def _rates(
+    result: AnalysisResult,
+    table: pd.DataFrame,
+    means: pd.DataFrame,
+    one: Slice,
+    group: str,
+    *,
+    over_ratio: bool = False,
+) -> Drawing:
+    """Draws the rates of a group of facts, one line per model, with the intervals of its points."""
+    assert result.curves is not None
+    keys, cells, settings = size_keys(result.curves), drawn_cells(result.curves), result.settings
+    mine = means[means["group"] == group]
+    title = fmt.group_title(group, one)
+    against = "infusion ratio" if over_ratio else fmt.dose_name(one)
+    alt = f"{title} against the {against}, one line per model, {fmt.SPLIT_TITLES[settings.split]}."
+    weights = weights_of(result, one, group)
+    with panel(fmt.slug("overview", group, one.name, "ratio" if over_ratio else ""), alt) as drawn:
+        axis, linear = axis_of(table, one), ratio_axis(table, one)
+        draw_rate_axis(drawn, float(mine["chance"].mean()), settings.outcome)
+        for key, cell in zip(keys, cells, strict=True):
+            rows = mine[(mine["params"] == cell[0]) & (mine["tokens"] == cell[1])]
+            if over_ratio:
+                rows = rows.dropna(subset=["infusion_ratio"])
+            if rows.empty:
+                continue
+            x = [r.infusion_ratio if over_ratio else axis.at(r.dose) for r in rows_of(rows)]
+            y = rows["rate"].tolist()
+            ends = [interval_of(r.rate, weights.get((*cell, r.dose)), settings.confidence) for r in rows_of(rows)]
+            tips = [
+                f"{key.label} · {fmt.level(one, r.dose, r.infusion_ratio)}\nrate {r.rate:.3f}"
+                + (f" (seeds {r.lowest:.3f} to {r.highest:.3f})" if r.seeds > 1 else " (1 seed)")
+                + (f"\n{percent(settings.confidence)} interval {fmt.rate(ends[i][0])} to {fmt.rate(ends[i][1])}")
+                for i, r in enumerate(rows_of(rows))
+            ]
+            drawn.ranges(x, [low for low, _ in ends], [high for _, high in ends], series=key.series, colour=key.colour)
+            drawn.line(x, y, series=key.series, colour=key.colour)
+            drawn.points(x, y, tips, series=key.series, colour=key.colour, marker=key.mark, label=key.label)
+        if over_ratio:
+            linear.draw(drawn)
+        else:
+            axis.draw(drawn, ratios_of(table, one))
+        drawn.axes.set_title(title)
+        over = " over the share of the tokens" if over_ratio else ""
+        bars = f"bars: {percent(settings.confidence)} intervals"
+        caption = f"{title}{over}, {fmt.SPLIT_TITLES[settings.split]}, {_mean_of(mine)}; {bars}."
+        caption += omission(result.curves)
+        return Drawing(to_svg(drawn), caption, strength(group) is not None)
+
+
+def _mean_of(rows: pd.DataFrame) -> str:
+    return "mean of seeds" if len(rows) and rows["seeds"].max() > 1 else "one seed"
+
+
+def weights_of(result: AnalysisResult, one: Slice, group: str) -> dict[tuple[int, int, float], float]:
+    """Returns the effective number of independent facts of each level of the primary curves: by N, D and dose."""
+    found = {}
+    for curve in result.primary_curves:
+        if curve.slice == one and curve.group == group and curve.dispersion is not None:
+            effective = curve.dispersion.effective(curve.facts, curve.runs)
+            for dose, weight in zip(curve.dose, effective, strict=True):
+                found[curve.params, curve.tokens, float(dose)] = float(weight)
+    return found
+
+
+def interval_of(rate: float, weight: float | None, confidence: float) -> tuple[float, float]:
+    """Returns Wilson's interval of a rate of ``weight`` independent facts; the rate alone where that is not known."""
+    if weight is None or weight <= 0:
+        return rate, rate
+    z = float(ndtri(0.5 + confidence / 2))
+    middle = (rate + z * z / (2 * weight)) / (1 + z * z / weight)
+    half = z / (1 + z * z / weight) * math.sqrt(rate * (1 - rate) / weight + (z / (2 * weight)) ** 2)
+    return max(min(middle - half, rate), 0.0), min(max(middle + half, rate), 1.0)
 
 
 def losses(result: AnalysisResult) -> list[Drawing]:
@@ -113,25 +173,26 @@ def _slice_losses(result: AnalysisResult, one: Slice) -> list[Drawing]:
         by_cell.setdefault((curve.params, curve.tokens), curve)
     base = f"{one.symbol} = 0"
     drawings = []
-    views = (
-        ("absolute", "Validation loss on general text", "nats per token"),
-        ("relative", f"Validation loss relative to {base}", f"excess over {base} (%)"),
-    )
-    for view, name, unit in views:
+    absolute = ("absolute", "Validation loss on general text", "nats per token", False)
+    excess = ("relative", f"Validation loss relative to {base}", f"excess over {base} (%)")
+    views = [absolute, (*excess, False)]
+    if one.held_by != RATIO and (table["infusion_ratio"] > 0).any():
+        views.append((*excess, True))
+    for view, name, unit, over_ratio in views:
         title = name + fmt.along(one)
-        alt = f"{title} against the {fmt.dose_name(one)}, one line per model."
-        with panel(fmt.slug("loss", view, one.name), alt) as drawn:
+        alt = f"{title} against the {'infusion ratio' if over_ratio else fmt.dose_name(one)}, one line per model."
+        with panel(fmt.slug("loss", view, one.name, "ratio" if over_ratio else ""), alt) as drawn:
             shown = 0
             for key, cell in zip(keys, cells, strict=True):
                 if cell not in by_cell:
                     continue
                 curve = by_cell[cell]
                 values = curve.loss if view == "absolute" else 100 * loss_excess(curve)
-                known = np.isfinite(values)
+                known = np.isfinite(values) & (np.isfinite(curve.ratio) | (not over_ratio))
                 if not known.any():
                     continue
                 shown += 1
-                x = [axis.at(f) for f in curve.dose[known]]
+                x = curve.ratio[known].tolist() if over_ratio else [axis.at(f) for f in curve.dose[known]]
                 tips = [
                     f"{key.label} · {fmt.level(one, f, r)}\n"
                     + (f"loss {v:.3f} nats per token" if view == "absolute" else f"{v:+.2f}% over {base}")
@@ -149,10 +210,14 @@ def _slice_losses(result: AnalysisResult, one: Slice) -> list[Drawing]:
                 )
             if not shown:
                 continue
-            axis.draw(drawn, ratios_of(table, one))
+            if over_ratio:
+                ratio_axis(table, one).draw(drawn)
+            else:
+                axis.draw(drawn, ratios_of(table, one))
             drawn.axes.set_ylabel(unit)
             drawn.axes.set_title(title)
-            caption = f"{title}, mean of seeds.{omission(result.curves)}"
+            over = ", over the share of the tokens" if over_ratio else ""
+            caption = f"{title}, mean of seeds{over}.{omission(result.curves)}"
             if view == "relative":
                 drawn.axes.axhline(
                     100 * settings.tolerance, color=COLOURS["tolerance"], linewidth=1.2, linestyle=(0, (4, 3))

@@ -24,7 +24,7 @@ KIND_TITLES = {
     ("onset", "infused"): "Onset of memorisation",
     ("collapse", "infused"): "Collapse of infused facts",
     ("collapse", "background"): "Collapse of background facts",
-    ("tolerance", "general"): "Loss beyond tolerance",
+    ("tolerance", "general"): "General loss beyond its tolerance",
 }
 GROUP_TITLES = {
     "infused": "Infused facts: memorisation rate",
@@ -56,7 +56,13 @@ def refused_title(item: dict[str, str]) -> str:
 
 def refused_reason(item: dict[str, str]) -> str:
     """Says why a law was refused."""
-    return item["reason"].removeprefix("law: ").replace("_", "-")
+    if item["code"] == "all_censored":
+        return "it was not seen in any model, with a dose before it and one after it"
+    reason = item["reason"].removeprefix("law: ").replace("_", "-")
+    if few := re.fullmatch(r"bracketed points of (\d+) sizes? N only; .*", reason):
+        sizes = plural(int(few[1]), "model size")
+        return f"it was seen in {sizes} only, and a law takes at least 3"
+    return reason
 
 
 def group_title(group: str, one: Slice = USUAL) -> str:
@@ -267,10 +273,36 @@ def finding(point: Transition) -> str:
     if point.status in (COLLAPSED, OBSERVED):
         return f"{point.slice.symbol} ≈ {frequency(point.value)}"
     if point.status == RIGHT_CENSORED:
-        return f"none shown up to {point.slice.symbol} = {frequency(point.low)}"
+        return f"{not_seen(point)} up to {point.slice.symbol} = {frequency(point.low)}"
     if point.status == LEFT_CENSORED:
         return f"at or before {point.slice.symbol} = {frequency(point.high)}"
     return "cannot tell"
+
+
+def not_seen(point: Transition) -> str:
+    """Says up to which dose a transition was not seen: ``not reached`` where it lies beyond, else ``not shown``.
+
+    A transition is reached later where the runs exclude it up to there. Facts that were not shown to be learned at all
+    may have been learned a little: nothing is excluded.
+    """
+    unseen = point.kind == "onset" and point.steepness is None
+    return "not shown" if unseen else "not reached"
+
+
+def share(value: float) -> str:
+    """Formats a share as a percentage within a sentence: ``6%``, ``0.4%``."""
+    percent = 100 * value
+    return f"{percent:.0f}%" if percent <= 0 or percent >= 1 else f"{percent:.1g}%"
+
+
+def probability(value: float) -> str:
+    """Formats a probability within a sentence, never as a certainty: ``92%``, ``over 99.9%``."""
+    return "over 99.9%" if value >= 0.9995 else f"{100 * value:.3g}%"
+
+
+def span(low: str, high: str) -> str:
+    """Joins the ends of a range, which is one value where they read alike: ``55 to 186``."""
+    return low if low == high else f"{low} to {high}"
 
 
 def plural(count: int, noun: str) -> str:

@@ -12,7 +12,7 @@ from megatron_kis.analysis.law.fit import Law
 from megatron_kis.analysis.law.looks import percent
 from megatron_kis.analysis.law.predict import Prediction, predict
 from megatron_kis.analysis.report import formatting as fmt
-from megatron_kis.analysis.report.axes import label_log_axis
+from megatron_kis.analysis.report.axes import label_log_axis, label_sizes
 from megatron_kis.analysis.report.figures import Drawing
 from megatron_kis.analysis.report.theme import COLOURS, Panel, kind_colour, panel, to_svg
 from megatron_kis.analysis.runs.groups import strength
@@ -50,6 +50,7 @@ def _law_panel(
         fmt.slug("law", kind, group, one.name), f"{title}: {fmt.dose_name(one)} of the transition against model size."
     ) as drawn:
         axes = drawn.axes
+        drawn.figure.subplots_adjust(left=0.17)  # for a dose of five digits
         axes.set_xscale("log")
         axes.set_yscale("log")
         heights = [v for p in points for v in (p.value, p.low, p.high) if v]
@@ -76,9 +77,7 @@ def _law_panel(
             bottom, top = min([*heights, *bands]), max([*heights, *bands])
             axes.set_ylim(max(bottom, min(heights) / _SPREAD) / 2.2, min(top, max(heights) * _SPREAD) * 2.2)
         axes.set_xlim(min(sizes) / 1.5, max(sizes) * 1.5)
-        decades = np.log10(max(sizes) / min(sizes)) if len(sizes) > 1 else 0
-        subs = (1.0, 2.0, 5.0) if decades < 2.5 else (1.0,)
-        label_log_axis(axes.xaxis, fmt.size, subs=subs)
+        label_sizes(drawn, sizes)
         label_log_axis(axes.yaxis, fmt.frequency)
         axes.set_xlabel("model size N (parameters)")
         axes.set_ylabel(f"{one.symbol} ({one.unit})")

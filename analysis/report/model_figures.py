@@ -11,7 +11,7 @@ from megatron_kis.analysis.findings.result import AnalysisResult
 from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.report.axes import DoseAxis, axis_of, draw_rate_axis, ratios_of
 from megatron_kis.analysis.report.extent import MOST_MARKS
-from megatron_kis.analysis.report.figures import Drawing, Key, cell_label
+from megatron_kis.analysis.report.figures import Drawing, Key, cell_label, interval_of, weights_of
 from megatron_kis.analysis.report.theme import (
     COLOURS,
     DASHES,
@@ -94,7 +94,10 @@ def _slice_curves(
                 _split_series(drawn, axis, control, controls, "control")
             for split in ("question", "train", "held_out"):
                 if split in set(mine["split"]):
-                    _split_series(drawn, axis, mine[mine["split"] == split], means[means["split"] == split], split)
+                    own = means[means["split"] == split]
+                    if split == settings.split:
+                        _intervals(drawn, axis, result, own, (*cell, one, group))
+                    _split_series(drawn, axis, mine[mine["split"] == split], own, split)
             axis.draw(drawn, ratios_of(table, one))
             notes = [
                 _band(drawn, axis, point)
@@ -239,6 +242,18 @@ def _split_series(drawn: Panel, axis: DoseAxis, rows: pd.DataFrame, means: pd.Da
     )
 
 
+def _intervals(
+    drawn: Panel, axis: DoseAxis, result: AnalysisResult, means: pd.DataFrame, key: tuple[int, int, Slice, str]
+) -> None:
+    """Draws the intervals of the ``means`` of the primary split of one curve, by N, D, slice and group."""
+    params, tokens, one, group = key
+    weights, level = weights_of(result, one, group), result.settings.confidence
+    ends = [interval_of(r.rate, weights.get((params, tokens, r.dose)), level) for r in rows_of(means)]
+    split = result.settings.split
+    x = [axis.at(dose) for dose in means["dose"]]
+    drawn.ranges(x, [low for low, _ in ends], [high for _, high in ends], series=split, colour=split)
+
+
 def _band(drawn: Panel, axis: DoseAxis, point: Transition) -> str:
     """Shades a transition's interval, or marks its open side; returns the sentence for the caption."""
     colour = COLOURS[kind_colour(point.kind, point.group)]
@@ -259,26 +274,16 @@ def _band(drawn: Panel, axis: DoseAxis, point: Transition) -> str:
             xytext=(-3 if inward else 3, -8),
             textcoords="offset points",
             ha="right" if inward else "left",
-            fontsize=9,
+            fontsize=10,
             color=colour,
         )
-        return f"{title}: {symbol} ≈ {fmt.frequency(point.value)}, bracket {fmt.bracket(point)}."
+        return f"{title}: {symbol} ≈ {fmt.frequency(point.value)}, interval {fmt.bracket(point)}."
     if point.status == LEFT_CENSORED:
         axes.axvspan(axis.at(0), axis.at(point.high or 0), color=colour, alpha=0.10, linewidth=0, hatch="//")
-        return f"{title}: at or before {symbol} = {fmt.frequency(point.high)} (left-censored)."
+        return f"{title}: at or before {symbol} = {fmt.frequency(point.high)}."
     if point.status == RIGHT_CENSORED:
-        axes.annotate(
-            f"no {word} ▷",
-            (1, 1),
-            xycoords="axes fraction",
-            xytext=(0, -8),
-            textcoords="offset points",
-            ha="right",
-            fontsize=9,
-            color=colour,
-        )
-        return f"{title}: not seen up to {symbol} = {fmt.frequency(point.low)} (right-censored)."
-    return f"{title}: inconclusive ({point.reason})."
+        return f"{title}: {fmt.finding(point)} ({point.reason})."
+    return f"{title}: cannot be told ({point.reason})."
 
 
 def template_spread(result: AnalysisResult, params: int, tokens: int) -> list[Drawing]:
@@ -309,7 +314,7 @@ def template_spread(result: AnalysisResult, params: int, tokens: int) -> list[Dr
                 for offset, split in ((-1.6, "train"), (0.0, "held_out"), (1.6, "question")):
                     _template_marks(drawn, axis, rows[rows["split"] == split], split, offset * _SPREAD_WIDTH)
                 axis.draw(drawn, margin=2.2 * _SPREAD_WIDTH)
-                drawn.axes.set_title(f"{label}: {facts}, template by template")
+                drawn.axes.set_title(f"{facts[0].upper()}{facts[1:]}, by template")
                 drawings.append(Drawing(to_svg(drawn), f"{label}, {facts}: one mark per template and relation."))
     return drawings
 

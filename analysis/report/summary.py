@@ -9,8 +9,6 @@ import pandas as pd
 
 from megatron_kis.analysis.findings.analyse import law_keys
 from megatron_kis.analysis.findings.result import AnalysisResult
-from megatron_kis.analysis.law.looks import percent
-from megatron_kis.analysis.law.predict import Prediction
 from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.report.figures import cell_label
 from megatron_kis.analysis.runs.curves import rows_of
@@ -201,7 +199,7 @@ def _findings_table(
 
 
 def _badge(point: Transition) -> Badge:
-    detail = fmt.STATUS_WORDS[point.status]
+    detail = point.reason
     if point.informative:
         told = point.infusion_ratio and point.slice.held_by != RATIO  # where it is held, the heading says so
         detail = fmt.bracket(point) + (f" · ρ ≈ {fmt.ratio(point.infusion_ratio)}" if told else "")
@@ -243,10 +241,11 @@ def _sentence(kind: str, group: str, points: list[Transition], *, along: bool = 
     budgets = sorted({p.tokens for p in points})
     one = points[0].slice
 
-    def names(status: str) -> str:
-        if len(by[status]) == len(points) > 3:
+    def names(status: str, mine: list[Transition] | None = None) -> str:
+        mine = by[status] if mine is None else mine
+        if len(mine) == len(points) > 3:
             return f"all {len(points)} models"
-        sizes = {d: [fmt.size(p.params) for p in by[status] if p.tokens == d] for d in budgets}
+        sizes = {d: [fmt.size(p.params) for p in mine if p.tokens == d] for d in budgets}
         if len(budgets) == 1:
             return fmt.listed(sizes[budgets[0]])
         return "; ".join(f"{fmt.listed(found)} at D = {fmt.size(d)}" for d, found in sizes.items() if found)
@@ -261,91 +260,11 @@ def _sentence(kind: str, group: str, points: list[Transition], *, along: bool = 
     if LEFT_CENSORED in by:
         parts.append(f"already at or before the smallest {one.symbol} tried ({names(LEFT_CENSORED)})")
     if RIGHT_CENSORED in by:
-        parts.append(f"not shown in the range tried ({names(RIGHT_CENSORED)})")
+        for said in sorted({fmt.not_seen(p) for p in by[RIGHT_CENSORED]}):
+            mine = [p for p in by[RIGHT_CENSORED] if fmt.not_seen(p) == said]
+            bounds = sorted(p.low or 0.0 for p in mine)
+            span = fmt.span(fmt.frequency(bounds[0]), fmt.frequency(bounds[-1]))
+            parts.append(f"{said} up to {one.symbol} = {span} ({names(RIGHT_CENSORED, mine)})")
     if INCONCLUSIVE in by:
-        parts.append(f"undecided ({names(INCONCLUSIVE)})")
+        parts.append(f"cannot be told ({names(INCONCLUSIVE)})")
     return f"{fmt.kind_title(kind, group, one if along else USUAL)}: {'; '.join(parts)}."
-
-
-def headline(result: AnalysisResult) -> tuple[str, list[str]] | None:
-    """Returns the answer of the law at the top for the largest size predicted, with its warnings."""
-    law = result.law
-    if law is None:
-        return None
-    key = law.kind, law.group, law.slice
-    mine = [p for p in result.predictions if (p.kind, p.group, p.slice) == key]
-    if not mine:
-        return None
-    prediction = max(mine, key=lambda p: (p.params, p.tokens))
-    return answer(prediction), list(prediction.warnings)
-
-
-def answer(p: Prediction) -> str:
-    """Describes a prediction in a paragraph, with what is recommended, or why nothing is."""
-    target = f"{fmt.size(p.params)} parameters and {fmt.size(p.tokens)} tokens"
-    low, high = p.prediction_interval
-    interval = f"{percent(p.confidence)} prediction interval {fmt.frequency(low)} to {fmt.frequency(high)}"
-    beyond = "inside the sizes trained"
-    if p.extrapolation_factor > 1:
-        beyond = f"{p.extrapolation_factor:.3g} times beyond the sizes trained"
-    what = fmt.kind_title(p.kind, p.group).lower()
-    at = f"{p.slice.symbol} ≈ {fmt.frequency(p.centre)}"
-    predicted = f"the law predicts the {what} at {at} ({interval}; {beyond}{_amounts(p)})"
-    if p.unvalidated:
-        return f"For {target}, {predicted}. This is a point estimate from few models: no amount can be recommended."
-    if p.recommended is None:
-        return f"For {target}, {predicted}. No amount can be recommended: {p.recommended_note}."
-    capped = "" if p.recommended_note is None else f" That is {p.recommended_note}."
-    if p.slice.axis == FACTS:
-        told = f"{predicted[0].upper()}{predicted[1:]}"
-        return f"For {target}, infuse {_at_most(p)}. {told}. More facts risk the collapse.{capped}"
-    onset = p.kind == "onset"
-    tokens = ""
-    if p.exposure_tokens is not None and p.exposure_tokens_interval is not None:
-        spent = p.exposure_tokens * p.recommended / p.centre
-        tokens = f" ({fmt.size(spent)} tokens of domain data with the study’s facts)"
-    reason = predicted[0].upper() + predicted[1:]
-    times = fmt.frequency(p.recommended)
-    if onset:
-        return f"For {target}, show each fact at least {times} times{tokens}. {reason}.{capped}"
-    return (
-        f"For {target}, infuse each fact at most {times} times{tokens}. {reason}. More exposures risk the collapse; "
-        f"fewer only leave the facts less well learned.{capped}"
-    )
-
-
-def _at_most(p: Prediction) -> str:
-    """Describes how many facts the safe end of the interval allows, how often, and how much that is."""
-    assert p.recommended is not None
-    bits = None if p.bits_per_param is None else p.bits_per_param * p.recommended / p.centre
-    tokens = p.exposure_tokens
-    if tokens is not None and p.exposure_tokens_interval is not None:
-        tokens *= p.recommended / p.centre
-    parts = _measured_in(tokens=tokens, bits_per_param=bits)
-    often = ""
-    if p.slice.held is not None:
-        often = f" at {p.slice.held:g} exposures each"
-        if p.slice.held_by == RATIO:
-            often = f" in a share of {p.slice.held:g} of the tokens"
-    return f"up to {fmt.facts(p.recommended)} facts{often}" + (f" ({', '.join(parts)})" if parts else "")
-
-
-def _amounts(p: Prediction) -> str:
-    """Describes a prediction in exposures, tokens and bits as far as K is known."""
-    if p.slice == USUAL and p.exposures is None and p.bits is None:
-        return ""
-    parts = [p.slice.label] if p.slice.label else []
-    parts += _measured_in(exposures=p.exposures, tokens=p.exposure_tokens, bits_per_param=p.bits_per_param)
-    return "; that is " + ", ".join(parts) if parts else ""
-
-
-def _measured_in(
-    *, exposures: float | None = None, tokens: float | None = None, bits_per_param: float | None = None
-) -> list[str]:
-    """Describes a dose by what is known of its amounts."""
-    known = (
-        (exposures, fmt.size, "exposures"),
-        (tokens, fmt.size, "tokens"),
-        (bits_per_param, lambda value: fmt.number(value, 2), "bits a parameter"),
-    )
-    return [f"{written(value)} {unit}" for value, written, unit in known if value is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -77,7 +78,7 @@ def transitions(result: AnalysisResult) -> Table:
         _numbers("peak", lambda p: fmt.number(p.peak)),
         _numbers("drop", lambda p: fmt.number(p.drop)),
         _numbers("smallest detectable", lambda p: fmt.number(p.detectable, 2)),
-        _numbers("γ", lambda p: fmt.number(p.steepness, 2)),
+        _numbers("steepness", lambda p: fmt.number(p.steepness, 2)),
         _numbers("tolerance rule", lambda p: fmt.frequency(p.companion)),
         _numbers("p", lambda p: fmt.p_value(p.p_value)),
         _numbers("levels", lambda p: _whole(p.levels)),
@@ -85,12 +86,19 @@ def transitions(result: AnalysisResult) -> Table:
         _words("why", lambda p: p.reason),
     ]
     dose = "F" if result.slices == [USUAL] else "the dose"
+    likely = "hold every dose whose likelihood ratio is under the cut-off"
+    of_collapse, steep = {
+        "retention": (likely, f"The steepness is the power of {dose} with which the rate’s excess over chance changes"),
+        "hinge": (
+            f"{likely} that the bootstrap calibrates, and the bracket of the levels tried",
+            f"The steepness of a collapse is the fall of the logit per e-fold of {dose}",
+        ),
+        "half_margin": ("come from resamples of the means, and hold the bracket of the levels tried", ""),
+    }.get(result.settings.criterion, ("are brackets of the levels tried", ""))
     note = (
-        "Intervals of collapse points are bootstrap-calibrated profile intervals, never narrower than the bracket of "
-        "the levels tried. Intervals of onset are such brackets, those of loss tolerance follow from the scatter of "
-        "runs. γ is the fall of the logit "
-        f"per e-fold of {dose}. Peak and drop are rates; for the loss, the peak is the loss at F = 0 in nats per "
-        "token and the drop is the largest relative excess."
+        f"Intervals of collapse points {of_collapse}; those of the onset {likely}; those of loss tolerance follow from "
+        f"the scatter of runs. {f'{steep}. ' if steep else ''}Peak and drop are rates; for the loss, the peak is the "
+        "loss at F = 0 in nats per token and the drop is the largest relative excess."
     )
     if several := fmt.false_collapses(result.points, result.settings.alpha):
         note += f" {several}"
@@ -180,6 +188,8 @@ def rates(result: AnalysisResult) -> Table | None:
         for one in result.slices
         for row in rows_of(mean_curves(rows_of_slice(result.curves, one)).assign(held=fmt.held(one), symbol=one.symbol))
     ]
+    declared = result.settings.split, result.settings.scoring
+    items.sort(key=lambda row: (row.split, row.scoring) != declared)  # a page may have room for the first rows only
     return _table(columns, items)
 
 
@@ -250,7 +260,7 @@ def candidates(result: AnalysisResult) -> Table | None:
         _numbers("σ", lambda item: fmt.number(item[1]["sigma"])),
         _numbers("AICc", lambda item: fmt.number(item[1]["aicc"], 4)),
         _numbers("log score", lambda item: fmt.number(item[1]["log_score"], 4)),
-        _words("chosen", lambda item: "in use" if item[1]["selected"] else ""),
+        _words("choice", lambda item: "chosen" if item[1]["selected"] else ""),
     ]
     note = (
         "Log score: how well a law fitted to the smaller N predicts the largest N (higher is better). The law with a "
@@ -330,7 +340,8 @@ def predictions(result: AnalysisResult) -> Table | None:
     """Lists predictions with intervals and extrapolation factor."""
     if not result.predictions:
         return None
-    noted = any(p.recommended_note for p in result.predictions)
+    alone = not result.decisions  # a decision takes all laws together: there is one dose to act on, and it is that
+    noted = alone and any(p.recommended_note for p in result.predictions)
     columns = [
         _KIND,
         _PARAMS,
@@ -339,18 +350,20 @@ def predictions(result: AnalysisResult) -> Table | None:
         _numbers("confidence interval", lambda p: fmt.interval(p.confidence_interval)),
         _numbers("prediction interval", lambda p: fmt.interval(p.prediction_interval)),
         *_checks(result.predictions),
-        _numbers("recommended", lambda p: fmt.frequency(p.recommended)),
+        *([_numbers("recommended", lambda p: fmt.frequency(p.recommended))] if alone else []),
         *([_words("why", lambda p: p.recommended_note or "")] if noted else []),
         _numbers("ρ at centre", lambda p: fmt.ratio(p.infusion_ratio)),
         _numbers("domain tokens", lambda p: _size(p.exposure_tokens)),
         *_amount_columns(result.predictions),
-        _numbers("times beyond", lambda p: f"{p.extrapolation_factor:.3g}×"),
+        _numbers("beyond trained", lambda p: f"{p.extrapolation_factor:.3g}×"),
         _words("reservations", lambda p: "; ".join(p.warnings)),
     ]
-    note = (
-        "Recommended: the safe end of the prediction interval (lower for a collapse, upper for an onset), at most "
-        "what all tokens allow; nothing is recommended by a law that is unvalidated or does not fit its points."
-    )
+    note = "Each law by itself. What to infuse follows from all of them together: see How much to infuse."
+    if alone:
+        note = (
+            "Recommended: the safe end of the prediction interval (lower for a collapse, upper for an onset), at most "
+            "what all tokens allow; nothing is recommended by a law that is unvalidated or does not fit its points."
+        )
     if any(p.straight_interval for p in result.predictions):
         note += (
             " The prediction interval allows the law to bend beyond the sizes trained. If straight: if it does not. "
@@ -377,7 +390,7 @@ def decisions(result: AnalysisResult) -> Table | None:
         _numbers("facts learned", lambda item: fmt.number(item[0].learned.probability if item[0].learned else None)),
         _words("law", lambda item: fmt.kind_title(item[1].kind, item[1].group)),
         _numbers("not yet lost there", lambda item: fmt.number(item[1].probability)),
-        _numbers("dose by it alone", lambda item: fmt.frequency(item[1].alone)),
+        _numbers("dose by it alone", lambda item: fmt.frequency(math.floor(item[1].alone))),
         _words("from", lambda item: "all curves" if item[1].method == "surface" else "points"),
     ]
     return _table(columns, items, "Probabilities at the largest dose at which nothing is lost with the confidence.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import textwrap
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -53,12 +54,14 @@ MARKERS = {"train": "s", "held_out": "o", "question": "D", "control": "x"}
 DASHES: dict[str, Any] = {"train": (0, (5, 2)), "held_out": "-", "question": (0, (1.5, 1.5)), "control": (0, (1, 2))}
 SIZE_MARKERS = ("o", "s", "^", "D", "v", "P")
 _SIZES = 6
+_SHORT_TITLE, _TITLE = 36, 44
+"""Characters of a title that fit over the axes, and in the figure."""
 
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
-    "font.size": 10.5,
-    "axes.titlesize": 11,
+    "font.size": 10.8,
+    "axes.titlesize": 11.5,
     "axes.titlelocation": "left",
     "axes.titleweight": "bold",
     "axes.titlepad": 10,
@@ -111,6 +114,17 @@ class Panel:
     axes: Axes
     tips: dict[str, list[str]] = field(default_factory=dict)
 
+    def make_room(self, *, below: float | None = None, above: float | None = None) -> None:
+        """Sets the margins, in inches; the axes keep their height, and the figure grows."""
+        margins = self.figure.subplotpars
+        height = self.figure.get_figheight()
+        inside = height * (margins.top - margins.bottom)
+        below = height * margins.bottom if below is None else below
+        above = height * (1 - margins.top) if above is None else above
+        whole = inside + below + above
+        self.figure.set_figheight(whole)
+        self.figure.subplots_adjust(bottom=below / whole, top=1 - above / whole)
+
     def points(
         self, x: Sequence[float], y: Sequence[float], tips: Sequence[str], *, series: str, colour: str, **style: Any
     ) -> None:
@@ -136,12 +150,12 @@ class Panel:
 
 
 @contextmanager
-def panel(name: str, alt: str, *, width: float = 5.4, height: float = 3.5) -> Iterator[Panel]:
+def panel(name: str, alt: str, *, width: float = 4.6, height: float = 3.4) -> Iterator[Panel]:
     """Opens a panel in the report's style; ``width`` and ``height`` are inches of the drawing, the page scales it."""
     with mpl.rc_context(_style(name)):
         figure = Figure(figsize=(width, height))
         # Fixed margins: axes of neighbouring panels line up, and drawing takes half the time of a layout engine.
-        figure.subplots_adjust(left=0.135, right=0.985, bottom=0.145, top=0.91)
+        figure.subplots_adjust(left=0.14, right=0.985, bottom=0.155, top=0.91)
         yield Panel(name, alt, figure, figure.add_subplot())
 
 
@@ -190,6 +204,7 @@ def _export(drawn: Panel) -> None:
 
 def to_svg(drawn: Panel) -> str:
     """Returns the panel as an inline ``<svg>``: CSS variables for colours, ``<title>`` on points, no stray ids."""
+    _fit_title(drawn)
     _export(drawn)
     buffer = io.StringIO()
     with mpl.rc_context(_style(drawn.name)):
@@ -220,6 +235,17 @@ def to_svg(drawn: Panel) -> str:
     for name, value in COLOURS.items():
         text = text.replace(value, f"var(--{name})")
     return text
+
+
+def _fit_title(drawn: Panel) -> None:
+    """Breaks a title that is wider than the figure, and lets it begin at the figure's left edge."""
+    title = drawn.axes.get_title(loc="left")
+    lines = textwrap.wrap(title, _TITLE)
+    inside = drawn.figure.subplotpars
+    if len(title) > _SHORT_TITLE:
+        drawn.axes.set_title("\n".join(lines), loc="left", x=-0.9 * inside.left / (inside.right - inside.left))
+    if len(lines) > 1:
+        drawn.make_room(above=(1 - inside.top) * drawn.figure.get_figheight() + 0.19 * (len(lines) - 1))
 
 
 _DIGITS = re.compile(r"(\.\d\d)\d+")  # a hundredth of a point, of a figure 390 points wide

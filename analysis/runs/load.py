@@ -8,6 +8,7 @@ is ever used.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -32,10 +33,11 @@ from megatron_kis.analysis.runs.load_logs import (
 )
 from megatron_kis.analysis.runs.membership import apart, manifest_near, marked, parse_manifest
 from megatron_kis.common.errors import InputError
-from megatron_kis.common.files import read_json_lines, steadily
+from megatron_kis.common.files import read_json, read_json_lines, steadily
 from megatron_kis.common.identity import RUN_FILE, RUN_SCHEMA
 
 _LEDGER_SCHEMA = "kis.ledger/1"
+_DONE_SCHEMA = "kis.done/1"
 
 RUN_COLUMNS = [
     "run",
@@ -86,6 +88,17 @@ class Runs:
     def templates(self) -> pd.DataFrame:
         """Per-template counts at the last step (`TEMPLATE_COLUMNS`), read on first use: these are the most rows."""
         return _table([template_rows(ClosedRun(self.folder / name)) for name in self.runs["run"]], TEMPLATE_COLUMNS)
+
+    @cached_property
+    def seconds(self) -> dict[str, float]:
+        """Wall-clock seconds by run name, of the runs whose DONE says them; read on first use."""
+        found: dict[str, float] = {}
+        for name in self.runs["run"]:
+            with contextlib.suppress(InputError):
+                seconds = read_json(self.folder / name / "DONE", _DONE_SCHEMA).get("seconds")
+                if isinstance(seconds, int | float) and not isinstance(seconds, bool) and math.isfinite(seconds):
+                    found[name] = float(seconds)
+        return found
 
 
 def load_runs(runs_dir: Path | str, belongs: Mapping[str, Any] | None = None) -> Runs:

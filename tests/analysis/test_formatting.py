@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_kis.analysis.report import formatting as fmt
-from megatron_kis.analysis.report.axes import apart
 
 
 @pytest.mark.parametrize(
@@ -59,14 +58,6 @@ def test_a_symbol_and_its_number_stay_on_one_line() -> None:
     assert fmt.unbroken("seen at F ≈ 71 to 141 (N = 154k)") == "seen at F\u00a0≈\u00a071 to 141 (N\u00a0=\u00a0154k)"
     assert fmt.unbroken("b (log N)") == "b\u00a0(log\u00a0N)"
     assert fmt.unbroken("F = many") == "F = many"
-
-
-def test_labels_of_the_second_axis_do_not_run_into_each_other() -> None:
-    places, labels = [0.0, 1.0, 1.5, 2.0, 3.0], ["0", "0.060", "0.12", "0.24", "0.48"]
-    assert apart(places, labels, 0.01) == [0, 1, 2, 3, 4]
-    assert apart(places, labels, 0.15) == [0, 1, 3, 4]
-    assert apart(places, [label * 4 for label in labels], 0.15) == [0, 3]
-    assert apart([], [], 1.0) == []
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ PROBE = """
 <script>
 window.addEventListener("load", () => {
   const seen = {errors: window.failures, requests: performance.getEntriesByType("resource").map((e) => e.name)};
-  const point = document.querySelector("figure svg .pt");
+  const point = document.querySelector("#curves figure svg .pt");
   point.scrollIntoView();
   const box = point.getBoundingClientRect();
   const at = {clientX: box.x + box.width / 2, clientY: box.y + box.height / 2, bubbles: true};
@@ -115,11 +115,68 @@ def test_the_page_works_in_a_browser(small_page, tmp_path, window, dark):
     assert seen["errors"] == []
     assert seen["requests"] == []
     assert re.match(r"N = 100k · F = 0 .*\nrate 0\.\d{3}", seen["tip"])
-    assert seen["before"] == 2 * 2  # line and points, infused and background
+    assert seen["before"] == 4 * 3  # bars, line and points; infused and background, over the dose and over the ratio
     assert (seen["after"], seen["pressed"]) == (0, "false")
     assert not seen["wider"]
     assert seen["dark"] == dark == (seen["page"] < 0.1)
     assert seen["faint"] == []  # every text has the contrast that WCAG 2.2 AA asks for
+
+
+# Runs in a frame of the wanted width (a window has a least one), with everything unfolded, and tells its parent.
+LAYOUT = """
+<script>
+window.addEventListener("load", () => {
+  document.querySelectorAll("details").forEach((folded) => { folded.open = true; });
+  const seen = {cut: [], outside: [], smallest: 1e9, wide: document.documentElement.scrollWidth};
+  for (const box of document.querySelectorAll(".scroll")) {
+    const hidden = box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight + 1;
+    if (hidden) seen.cut.push([box.getAttribute("aria-label"), box.scrollWidth, box.clientWidth]);
+  }
+  for (const figure of document.querySelectorAll("figure")) {
+    const frame = figure.closest("section").getBoundingClientRect();
+    for (const text of figure.querySelectorAll("svg text")) {
+      const scale = text.getScreenCTM(), box = text.getBoundingClientRect();
+      const size = parseFloat(getComputedStyle(text).fontSize) * Math.hypot(scale.a, scale.b);
+      seen.smallest = Math.min(seen.smallest, size);
+      if (box.left < frame.left || box.right > frame.right) seen.outside.push(text.textContent);
+    }
+  }
+  parent.postMessage(JSON.stringify(seen), "*");
+});
+</script>
+"""
+FRAME = """<!doctype html><body style="margin: 0"><iframe src="inner.html"
+style="border: 0; width: {}px; height: 900px">
+</iframe><script>addEventListener("message", (event) => {{
+  const out = document.createElement("pre");
+  out.id = "seen";
+  out.textContent = event.data;
+  document.body.append(out);
+}});</script>"""
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("width", [1400, 390])
+def test_nothing_is_cut_and_figures_can_be_read(small_page, tmp_path, width):
+    (tmp_path / "inner.html").write_text(small_page.replace("</body>", LAYOUT + "</body>"))
+    (tmp_path / "frame.html").write_text(FRAME.format(width))
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    command = [
+        CHROMIUM,
+        *QUIET,
+        "--hide-scrollbars",
+        "--window-size=1500,900",
+        profile,
+        "--dump-dom",
+        f"file://{tmp_path}/frame.html",
+    ]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True).stdout
+    seen = json.loads(unescape(re.search(r'<pre id="seen">(.*?)</pre>', dom, re.S).group(1)))
+    assert seen["cut"] == [], "tables that are wider than their place"
+    assert seen["outside"] == []
+    assert seen["wide"] == width
+    assert seen["smallest"] >= 9.5, "CSS pixels"
 
 
 @pytest.mark.browser

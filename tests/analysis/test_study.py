@@ -61,7 +61,8 @@ def test_a_study_without_a_collapse_reports_none(tmp_path):
     assert not any(p.status == "collapsed" for p in result.points)
     assert {item["kind"] for item in result.refused} >= {"collapse"}
     text = visible(report(result, tmp_path / "report.html").read_text())
-    assert "Collapse of background facts: not shown in the range tried (100k, 200k and 400k)" in text
+    assert text.replace("\u00a0", " ").count("not reached up to F = ") >= 3
+    assert "earlier knowledge is kept up to at least" in text.lower()
     assert "▼" not in text
 
 
@@ -138,7 +139,8 @@ def test_figures_are_static_svg_whose_points_tell_their_values(page):
     section = page.split('id="checks"')[1].split("</section>")[0]
     checks = len(re.findall(r"<figure>.*?</figure>", section, flags=re.S))
     assert checks >= 4  # residuals, candidates, predicted and measured, errors of at least one law
-    assert len(figures) == 1 + 2 + 2 + 4 + checks + 4 * 4  # the decision; checks; curves and spread of four models
+    # one to read by, the decision, rates and losses also over the ratio, laws, checks; curves and spread of each model
+    assert len(figures) == 1 + 2 + 4 + 3 + 4 + checks + 4 * 4
     assert all('aria-label="' in figure for figure in figures)
     assert not any(">N = 100k<" in figure for figure in figures)  # legends stand outside
     assert "N = 100k · F = 512 · \u03c1 = 0.37" in page
@@ -201,5 +203,6 @@ def test_budgets_are_told_apart_in_the_law_and_have_no_common_ratio_axis(tmp_pat
     page = report(table, tmp_path / "r.html", AnalysisConfig(resamples=99, law_resamples=0)).read_text()
     assert "Lines, from below: D = 2B and 8B; bands: D = 2B." in visible(page).replace("\u00a0", " ")
     curves, models = page.split('id="curves"')[1].split('id="law"')[0], page.split('id="models"')[1]
-    assert "infusion ratio" not in curves  # F is another ratio at every budget
+    assert "infusion ratio ρ (share" in curves
+    assert "infusion ratio ρ<" not in curves and "F (exposures per fact)<" not in curves  # F is another ratio at each D
     assert "infusion ratio" in models

@@ -1,24 +1,12 @@
-"""The answer in words: what it may recommend."""
+"""Findings in words: ranges, and which models they are of."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from megatron_kis.analysis.law.fit import fit_law
-from megatron_kis.analysis.law.predict import predict
 from megatron_kis.analysis.report import formatting as fmt
-from megatron_kis.analysis.report.summary import _sentence, answer
+from megatron_kis.analysis.report.summary import _sentence
 from tests.analysis.points import noisy
-
-
-def test_a_law_of_enough_models_recommends_the_lower_end_of_its_interval():
-    assert "infuse each fact at most" in answer(predict(fit_law(noisy()), 1e9))
-
-
-def test_a_law_of_few_models_recommends_nothing():
-    said = answer(predict(fit_law(noisy()[:3]), 1e9))
-    assert "no amount can be recommended" in said
-    assert "at most" not in said
 
 
 def test_transitions_that_read_alike_are_not_a_range():
@@ -35,4 +23,4 @@ def test_models_are_counted_when_all_agree_and_listed_by_budget_when_not():
     said = _sentence("collapse", "background", [odd, *points[1:]])
     first, second, third = [fmt.size(point.params) for point in points[:3]]
     assert f"seen at F ≈ 759 ({second} and {third} at D = 1M; {first}, {second} and {third} at D = 10M)" in said
-    assert f"undecided ({first} at D = 1M)." in said
+    assert f"cannot be told ({first} at D = 1M)." in said

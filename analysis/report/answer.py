@@ -1,0 +1,399 @@
+"""The first sentences of the report: what was measured, what follows for the target, and what would tell more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from megatron_kis.analysis.findings.result import AnalysisResult
+from megatron_kis.analysis.law.decision import Decision
+from megatron_kis.analysis.law.fit import VALIDATED_CELLS
+from megatron_kis.analysis.law.looks import percent
+from megatron_kis.analysis.law.predict import Prediction
+from megatron_kis.analysis.report import formatting as fmt
+from megatron_kis.analysis.runs.groups import base_group
+from megatron_kis.analysis.runs.slices import FACTS, FREQUENCY, RATIO, USUAL, Slice
+from megatron_kis.analysis.runs.transitions import INCONCLUSIVE, LEFT_CENSORED, RIGHT_CENSORED, Transition
+from megatron_kis.common.units import duration
+
+_LEARNED, _KEPT, _WORSE = ("onset", "infused"), ("collapse", "background"), ("tolerance", "general")
+_FORGOTTEN = ("collapse", "infused")
+_NAMED = 3
+"""Models that a sentence names."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the report says first."""
+
+    measured: list[str]
+    """Sentences on what the runs show."""
+    target: list[str]
+    """Sentences on a model that was not trained; empty where none was asked about."""
+    more: str
+    """What would tell more, and what it costs; empty where nothing is missing."""
+    terms: list[str]
+    """What the words of the sentences mean."""
+
+
+def answer(result: AnalysisResult) -> Answer:
+    """Returns the answer that a study gives, of the slice that its law is about."""
+    one = main_slice(result)
+    points = [point for point in result.points if point.slice == one]
+    return Answer(_measured(result, points), _target(result, one), _more(result, points), _terms(result, points))
+
+
+def main_slice(result: AnalysisResult) -> Slice:
+    """Returns the slice that the answer is about: that of the first law, else of most transitions that were seen."""
+    law = next((law for law in result.laws if law.range_held is None), None)
+    if law is not None:
+        return law.slice
+    slices = sorted({point.slice for point in result.points}, key=lambda one: one.key)
+    seen = [sum(p.informative for p in result.points if p.slice == one) for one in slices]
+    return slices[seen.index(max(seen))] if slices else USUAL
+
+
+# what was measured
+
+
+@dataclass(frozen=True)
+class _Words:
+    """How a kind of transition is told; each takes a dose in words."""
+
+    seen: str
+    before: str
+    """It was there at the smallest dose."""
+    not_reached: str
+    unknown: str
+
+
+_TOLD: dict[tuple[str, str], _Words] = {
+    _LEARNED: _Words(
+        "new facts are learned from about {}",
+        "new facts are learned at {} already",
+        "new facts are still being learned at {}",
+        "it cannot be told from which dose on new facts are learned",
+    ),
+    _KEPT: _Words(
+        "earlier knowledge is kept up to about {}",
+        "earlier knowledge is being lost at {} already",
+        "earlier knowledge is kept up to at least {}",
+        "it cannot be told whether earlier knowledge is lost",
+    ),
+    _FORGOTTEN: _Words(
+        "the new facts themselves are lost again from about {}",
+        "the new facts themselves are being lost at {} already",
+        "the new facts themselves are kept up to at least {}",
+        "it cannot be told whether the new facts themselves are lost again",
+    ),
+    _WORSE: _Words(
+        "the loss on general text is {tolerance} worse from about {}",
+        "the loss on general text is {tolerance} worse at {} already",
+        "the loss on general text stays within {tolerance} up to at least {}",
+        "it cannot be told from which dose on the loss on general text is {tolerance} worse",
+    ),
+}
+
+
+def _measured(result: AnalysisResult, points: Sequence[Transition]) -> list[str]:
+    """Returns a sentence for each kind of transition."""
+    sentences = []
+    for key in (_LEARNED, _KEPT, _FORGOTTEN, _WORSE):
+        mine = [point for point in points if (point.kind, point.group) == key]
+        if not mine or (key == _FORGOTTEN and not any(p.informative or p.status == LEFT_CENSORED for p in mine)):
+            continue
+        sentences.append(_sentence(result, key, mine))
+    return sentences or ["These runs show no transition: nothing was measured along one dose."]
+
+
+def _sentence(result: AnalysisResult, key: tuple[str, str], points: Sequence[Transition]) -> str:
+    words = _TOLD[key]
+    tolerance = f"{100 * result.settings.tolerance:g}%"
+    parts: list[tuple[list[Transition], str]] = []
+
+    def add(mine: list[Transition], said: Callable[[list[Transition]], str]) -> None:
+        if mine:
+            parts.append((mine, said(mine)))
+
+    def filled(text: str, dose: str) -> str:
+        return text.format(dose, tolerance=tolerance)
+
+    add(
+        [p for p in points if p.informative],
+        lambda mine: filled(words.seen, _seen_dose(mine)) + (_lost(result, mine) if key[0] == "collapse" else ""),
+    )
+    add([p for p in points if p.status == LEFT_CENSORED], lambda mine: filled(words.before, _bound(mine, "high")))
+    right = [p for p in points if p.status == RIGHT_CENSORED]
+    add([p for p in right if fmt.not_seen(p) == "not reached"], lambda m: filled(words.not_reached, _bound(m, "low")))
+    add([p for p in right if fmt.not_seen(p) == "not shown"], lambda mine: _not_learned(result, mine))
+    unknown = [p for p in points if p.status == INCONCLUSIVE]
+    if len(unknown) == len(points):
+        parts.append((unknown, f"{filled(words.unknown, '')}: {'; '.join(_reasons(result, unknown))}"))
+    elif unknown:
+        parts.append((unknown, "this cannot be told"))
+    text = "; ".join(f"{_of_models(mine, points)}{said}" for mine, said in parts)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _of_models(mine: Sequence[Transition], every: Sequence[Transition]) -> str:
+    """Says which models it was, where it was not all."""
+    if len(mine) == len(every):
+        return ""
+    sizes = f" ({fmt.listed([fmt.size(p.params) for p in mine])})" if len(mine) <= _NAMED else ""
+    return f"in {len(mine)} of {len(every)} models{sizes}, "
+
+
+def _seen_dose(points: Sequence[Transition]) -> str:
+    """Puts the doses at which transitions were seen into words, with their share of the tokens and intervals."""
+    one = points[0].slice
+    values = sorted(p.value for p in points if p.value is not None)
+    beside = [*_tokens([p.infusion_ratio for p in points], one)]
+    ends = [end for p in points for end in (p.low, p.high) if end is not None]
+    if ends:
+        level = {p.confidence for p in points if p.interval == "profile"}
+        which = f"{percent(max(level))} interval" if level else "interval"
+        many = "s" if len(points) > 1 else ""
+        beside.append(f"{which}{many} {fmt.frequency(min(ends))} to {fmt.frequency(max(ends))}")
+    return _doses(values[0], values[-1], one) + (f" ({'; '.join(beside)})" if beside else "")
+
+
+def _bound(points: Sequence[Transition], end: str) -> str:
+    """Puts the least certain of one-sided bounds into words."""
+    one = points[0].slice
+    pick = min if end == "low" else max
+    at = pick(points, key=lambda p: getattr(p, end) or 0.0)
+    beside = _tokens([at.ratio_low if end == "low" else at.ratio_high], one)
+    value = getattr(at, end) or 0.0
+    return _doses(value, value, one) + (f" ({beside[0]})" if beside else "")
+
+
+def _doses(low: float, high: float, one: Slice) -> str:
+    values = fmt.span(fmt.frequency(low), fmt.frequency(high))
+    return f"{values} exposures each{_held(one)}" if one.axis == FREQUENCY else f"{values} facts{_held(one)}"
+
+
+def _held(one: Slice) -> str:
+    """Says what is held along the dose."""
+    if one.held is None:
+        return ""
+    if one.held_by == RATIO:
+        return f" in {fmt.share(one.held)} of the tokens"
+    return f" of {one.held:,.0f} facts" if one.held_by == FACTS else f" at {one.held:g} exposures each"
+
+
+def _tokens(ratios: Iterable[float | None], one: Slice) -> list[str]:
+    known = sorted(ratio for ratio in ratios if ratio)
+    if not known or one.held_by == RATIO:
+        return []
+    return [f"{fmt.span(fmt.share(known[0]), fmt.share(known[-1]))} of the training tokens"]
+
+
+def _lost(result: AnalysisResult, points: Sequence[Transition]) -> str:
+    """Says how much is lost at the largest dose, where the points tell."""
+    by_cell = {(*curve.cell, curve.group): curve for curve in result.primary_curves}
+    shares, largest = [], []
+    for p in points:
+        curve = by_cell.get((*p.cell, p.group))
+        if curve is None or p.drop is None or p.peak is None:
+            continue
+        known = p.peak - (curve.mean_chance or 0.0)
+        if known > 0:
+            shares.append(min(p.drop / known, 1.0))
+            largest.append(float(curve.dose[-1]))
+    if not shares:
+        return ""
+    most = fmt.span(fmt.frequency(min(largest)), fmt.frequency(max(largest)))
+    return f", and at {most}, the most tried, {fmt.span(fmt.share(min(shares)), fmt.share(max(shares)))} of it is lost"
+
+
+def _not_learned(result: AnalysisResult, points: Sequence[Transition]) -> str:
+    one = points[0].slice
+    chance = next((c.mean_chance for c in result.primary_curves if c.group == "infused"), None)
+    most = max((p.peak for p in points if p.peak is not None), default=None)
+    right = "" if most is None else f": at most {fmt.share(most)} were answered right"
+    guess = "" if chance is None or not right else f", where guessing gives {fmt.share(chance)}"
+    return f"new facts were not shown to be learned up to {_doses(*_ends(points), one)}{right}{guess}"
+
+
+def _ends(points: Sequence[Transition]) -> tuple[float, float]:
+    lows = [p.low or 0.0 for p in points]
+    return min(lows), max(lows)
+
+
+def _reasons(result: AnalysisResult, points: Sequence[Transition]) -> list[str]:
+    """Returns why transitions cannot be told, each reason once."""
+    alpha = result.settings.alpha
+    known = [p for p in points if p.kind == "collapse" and p.detectable is not None]
+    never = [p for p in known if p.p_value is None]
+    unseen = [p for p in known if p.p_value is not None and p.p_value > alpha]
+    found = []
+    if never:
+        what = "background facts" if never[0].group == "background" else "they"
+        most = max(p.peak or 0.0 for p in never)
+        found.append(f"{what} were not reliably known at any dose, 0 included ({fmt.share(most)} right at most)")
+    if unseen:
+        shown = max(p.detectable or 0.0 for p in unseen)
+        found.append(f"no reliable fall was seen, and one of less than {shown:.2f} in the rate would not have shown")
+    others = [p.reason for p in points if p not in never and p not in unseen]
+    return [*found, *dict.fromkeys(others)]
+
+
+# a model that was not trained
+
+
+def _target(result: AnalysisResult, one: Slice) -> list[str]:
+    """Returns what the laws say of the largest model asked about."""
+    decisions = [d for d in result.decisions if d.slice == one] or result.decisions
+    if decisions:
+        return _decided(result, max(decisions, key=lambda d: (d.params, d.tokens)))
+    mine = [p for p in result.predictions if p.slice == one]
+    if mine:
+        return _predicted(max(mine, key=lambda p: (p.params, p.tokens)))
+    asked = result.study.get("predict")
+    sizes = [size for size in asked if isinstance(size, int | float)] if isinstance(asked, list) else []
+    if sizes and not result.laws:
+        return [
+            f"For {fmt.size(max(sizes))} parameters nothing follows yet: no transition was seen in enough models for a "
+            "law over model size."
+        ]
+    return []
+
+
+def _decided(result: AnalysisResult, d: Decision) -> list[str]:
+    head = f"For {fmt.size(d.params)} parameters and {fmt.size(d.tokens)} tokens"
+    level = percent(d.confidence)
+    keys = {(limit.kind, base_group(limit.group)) for limit in d.limits}
+    tolerance = f"{100 * result.settings.tolerance:g}%"
+    kept = fmt.listed(
+        [
+            words
+            for key, words in (
+                (_KEPT, "earlier knowledge is kept"),
+                (_FORGOTTEN, "the new facts themselves are kept"),
+                (_WORSE, f"the loss on general text stays within {tolerance}"),
+            )
+            if key in keys
+        ]
+    )
+    firm = all(model.prediction.recommended is not None for model in d.models)
+    if d.dose is None:
+        sentences = [f"{head}, no dose is safe by these laws: not even at 1 is it {level} certain that {kept}."]
+    else:
+        times = fmt.frequency(d.dose) if d.slice.axis == FREQUENCY else fmt.facts(d.dose)
+        unit = "exposure" if times == "1" else "exposures"
+        amounts = _amounts(d)
+        often = d.slice.axis == FREQUENCY
+        dose = f"{times} {unit} of each fact" if often else f"{times} facts{_held(d.slice)}"
+        if firm:
+            advised = f"show each fact at most {times} times" if often else f"infuse at most {dose}"
+            sentences = [f"{head}, {advised}{amounts}.", f"With a probability of {level}, {kept}."]
+        else:
+            sentences = [f"{head}, a first estimate: with a probability of {level}, {kept} up to {dose}{amounts}."]
+        if d.learned is not None and often:
+            chance = fmt.probability(d.learned.probability)
+            sentences.append(f"New facts are learned there with a probability of {chance}.")
+    if _KEPT not in keys and any((p.kind, base_group(p.group)) == _KEPT for p in result.points):
+        sentences.append("This says nothing about earlier knowledge: the runs carry no law of its loss.")
+    if not firm:
+        sentences += _why_not_firm(d)
+    beyond = max(model.prediction.extrapolation_factor for model in d.models)
+    if beyond > 1:
+        sentences.append(f"The target lies {fmt.frequency(beyond)} times beyond the models that were trained.")
+    return sentences
+
+
+def _amounts(d: Decision) -> str:
+    if d.amounts is None:
+        return ""
+    known = []
+    if d.amounts.infusion_ratio is not None and d.slice.held_by != RATIO:
+        known.append(f"{fmt.share(d.amounts.infusion_ratio)} of the tokens")
+    if d.amounts.tokens is not None:
+        known.append(f"{fmt.size(d.amounts.tokens)} tokens of domain data")
+    if d.slice.axis == FACTS and d.amounts.bits is not None:
+        known.append(f"{fmt.number(d.amounts.bits / d.params, 2)} bits a parameter")
+    return f" ({', '.join(known)})" if known else ""
+
+
+def _why_not_firm(d: Decision) -> list[str]:
+    """Says why a dose is no more than a first estimate."""
+    few = [m.law for m in d.models if m.law.unvalidated]
+    if few:
+        seen = min(sum(p["residual"] is not None for p in law.points) for law in few)
+        return [f"It rests on {fmt.plural(seen, 'model')}; a law to act on needs {VALIDATED_CELLS}."]
+    notes = [m.prediction.recommended_note for m in d.models if m.prediction.recommended is None]
+    said = "; ".join(dict.fromkeys(note for note in notes if note))
+    return [f"It is no recommendation: {said}."] if said else []
+
+
+def _predicted(p: Prediction) -> list[str]:
+    """Returns what a law of an onset alone says."""
+    low, high = p.prediction_interval
+    return [
+        f"For {fmt.size(p.params)} parameters and {fmt.size(p.tokens)} tokens, new facts are learned from about "
+        f"{_doses(p.centre, p.centre, p.slice)} ({percent(p.confidence)} prediction interval {fmt.frequency(low)} to "
+        f"{fmt.frequency(high)}). What is lost by then cannot be said: the runs carry no law of a loss."
+    ]
+
+
+# what would tell more
+
+
+def _more(result: AnalysisResult, points: Sequence[Transition]) -> str:
+    """Says what is missing, and what it costs as far as the runs tell."""
+    if not points:
+        return ""
+    wanted = []
+    onset = [p for p in points if (p.kind, p.group) == _LEARNED]
+    if onset and not any(p.informative or p.status == LEFT_CENSORED for p in onset):
+        wanted.append("more exposures, or a larger token budget, for facts to be learned")
+    kept = [p for p in points if (p.kind, p.group) == _KEPT and p.status == INCONCLUSIVE]
+    if any(p.p_value is None and p.peak is not None for p in kept):
+        wanted.append("background facts that are shown more often (background.frequency), so that they can be lost")
+    if any(p.p_value is not None and p.p_value > result.settings.alpha for p in kept):
+        wanted.append("more facts or seeds, so that smaller falls show")
+    sizes = len({p.params for p in points})
+    seen = [sum(p.informative for p in points if (p.kind, p.group) == key) for key in (_KEPT, _WORSE)]
+    if max(seen, default=0) < VALIDATED_CELLS or (any(law.unvalidated for law in result.laws)):
+        missing = VALIDATED_CELLS - sizes
+        if missing > 0:
+            wanted.append(f"{fmt.plural(missing, 'more model size')}{_cost(result)}")
+    if not wanted:
+        return ""
+    where = " kis study next proposes runs, with their cost." if result.study and result.runs is not None else ""
+    return f"What would tell more: {'; '.join(wanted)}.{where}"
+
+
+def _cost(result: AnalysisResult) -> str:
+    """Says what one size of the study took."""
+    if result.runs is None or not result.runs.seconds:
+        return ""
+    known = result.runs.runs.assign(seconds=result.runs.runs["run"].map(result.runs.seconds)).dropna(subset=["seconds"])
+    if known.empty:
+        return ""
+    largest = known[known["params"] == known["params"].max()]
+    return (
+        f" (the largest here, {fmt.size(int(largest['params'].iloc[0]))}, took {fmt.plural(len(largest), 'run')} of "
+        f"{duration(float(largest['seconds'].mean()))} each)"
+    )
+
+
+def _terms(result: AnalysisResult, points: Sequence[Transition]) -> list[str]:
+    """Defines the words that the sentences use."""
+    kinds = {(p.kind, base_group(p.group)) for p in points}
+    settings = result.settings
+    said = []
+    if _LEARNED in kinds:
+        half = "half" if settings.onset_share == 0.5 else f"{100 * settings.onset_share:g}%"
+        said.append(f"Learned: {half} of the rise from chance to the plateau is made")
+    if _KEPT in kinds:
+        rule = {
+            "retention": f"up to there, less than {100 * settings.r:g}% of it is lost",
+            "tolerance_rule": f"up to there, less than {100 * settings.r:g}% of the highest rate is lost",
+            "half_margin": f"up to there, the mean margin is above {100 * settings.margin_share:g}% of its highest",
+        }.get(settings.criterion, "up to there, its fall has not begun")
+        said.append("Earlier knowledge: the background facts, which stand in the general text")
+        said.append(f"Kept: {rule}")
+    if _WORSE in kinds:
+        said.append("Worse: than without infusion")
+    return said
