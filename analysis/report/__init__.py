@@ -190,6 +190,7 @@ def _content(result: AnalysisResult, tables: dict[str, Table | None], stem: str)
         "checks": check_figures.check_figures(result),
         "refused": [(formatting.refused_title(item), formatting.refused_reason(item)) for item in result.refused],
         "settings": result.settings,
+        "all_curves": any(law.surface for law in result.laws),
         "along_facts": any(one != USUAL for one in result.slices),
         "tables": {
             name: table and extent.shortened(table, extent.file_beside(stem, name)) for name, table in tables.items()

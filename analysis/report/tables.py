@@ -62,6 +62,20 @@ _PARAMS = _numbers("N", lambda item: fmt.size(item.params))
 _TOKENS = _numbers("D", lambda item: fmt.size(item.tokens))
 
 
+_COLLAPSE_INTERVALS = {
+    "retention": "Intervals of collapse points hold all doses whose likelihood ratio stays under a cut-off. ",
+    "hinge": "Intervals of collapse points are bootstrap-calibrated profile intervals, never narrower than the bracket "
+    "of the levels tried. ",
+    "tolerance_rule": "Intervals of collapse points are the brackets of the levels tried. ",
+    "half_margin": "Intervals of collapse points are from resamples of the mean margins, never narrower than the "
+    "bracket of the levels tried. ",
+}
+_STEEPNESS = {
+    "retention": ", of a collapse the one with which it is lost",
+    "hinge": "; of a collapse it is the fall per e-fold, of the logit or of the logarithm of the excess over chance",
+}
+
+
 def transitions(result: AnalysisResult) -> Table:
     """Lists every transition with its interval, in F, in infusion ratio and in tokens."""
     columns = [
@@ -85,12 +99,13 @@ def transitions(result: AnalysisResult) -> Table:
         _words("why", lambda p: p.reason),
     ]
     dose = "F" if result.slices == [USUAL] else "the dose"
+    criterion = result.settings.criterion
     note = (
-        "Intervals of collapse points are bootstrap-calibrated profile intervals, never narrower than the bracket of "
-        "the levels tried. Intervals of onset are such brackets, those of loss tolerance follow from the scatter of "
-        "runs. γ is the fall of the logit "
-        f"per e-fold of {dose}. Peak and drop are rates; for the loss, the peak is the loss at F = 0 in nats per "
-        "token and the drop is the largest relative excess."
+        f"{_COLLAPSE_INTERVALS.get(criterion, '')}Intervals of onsets hold all doses whose likelihood ratio stays "
+        "under a cut-off, those of loss tolerance follow from the scatter of runs. γ of an onset is the power of "
+        f"{dose} with which the rate’s excess over chance is gained{_STEEPNESS.get(criterion, '')}. "
+        "Peak and drop are rates; for the loss, the peak is the loss at F = 0 in nats per token and the drop is the "
+        "largest relative excess."
     )
     if several := fmt.false_collapses(result.points, result.settings.alpha):
         note += f" {several}"
