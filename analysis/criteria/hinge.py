@@ -1,4 +1,4 @@
-"""Collapse by memory, the primary criterion: tau, the hinge of a rise-then-fall curve, with a calibrated interval.
+"""Collapse by memory, criterion ``hinge``: tau, the hinge of a rise-then-fall curve, with a calibrated interval.
 
 1. Is there a memory at all: the highest rate must beat chance.
 2. Does it fall: a sup-likelihood-ratio test against every non-decreasing curve (`unimodal.fall_test`), and a fall of

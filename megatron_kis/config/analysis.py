@@ -75,8 +75,8 @@ class AnalysisConfig(Config):
     outcome: Annotated[Literal["accuracy", "pairwise"], Field(json_schema_extra={"enum": ["accuracy", "pairwise"]})] = (
         "accuracy"
     )
-    """Rate that onset, hinge and tolerance rule look at: ``accuracy`` (questions answered right) or ``pairwise`` (wrong
-    options that score below the right one; chance 0.5)."""
+    """Rate that the onset and the criteria ``retention``, ``hinge`` and ``tolerance_rule`` look at: ``accuracy``
+    (questions answered right) or ``pairwise`` (wrong options that score below the right one; chance 0.5)."""
 
     axis: Annotated[
         Literal["auto", "frequency", "facts"], Field(json_schema_extra={"enum": ["auto", "frequency", "facts"]})
@@ -89,7 +89,8 @@ class AnalysisConfig(Config):
     """Scoring rule the criteria look at: summed log-likelihood of the whole statement, the object anywhere in it."""
 
     r: _OpenShare = 0.10
-    """Relative fall below the maximum that marks the collapse point: the curve stays under (1 - r) of its maximum."""
+    """Relative fall that marks the collapse point. ``retention``: the share of the plateau's excess over chance that is
+    lost. ``tolerance_rule``: the curve stays below (1 - r) of its maximum."""
 
     delta_min: _Share = 0.05
     """Smallest fall, in rate, that may be called a collapse. A smaller one that is certain is inconclusive."""
