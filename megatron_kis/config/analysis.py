@@ -17,6 +17,7 @@ from pydantic import (
 from megatron_kis.common.complaints import input_error
 from megatron_kis.common.configuration import Config
 from megatron_kis.common.errors import nearest
+from megatron_kis.common.terms import SPLITS
 
 CRITERIA = ("retention", "hinge", "tolerance_rule", "general_loss", "half_margin")
 
@@ -30,6 +31,13 @@ SECTION = "analysis"
 def _criterion(name: str) -> str:
     if name not in CRITERIA:
         msg = f"{name!r} is no criterion; {nearest(name, CRITERIA)}"
+        raise ValueError(msg)
+    return name
+
+
+def _split(name: str) -> str:
+    if name not in SPLITS:
+        msg = f"{name!r} is no split of the templates; {nearest(name, SPLITS)}"
         raise ValueError(msg)
     return name
 
@@ -55,7 +63,7 @@ _Share = Annotated[float, Field(ge=0, lt=1)]
 class AnalysisConfig(Config):
     """Settings of criteria, law and report; they are written into every result."""
 
-    split: Annotated[str, Field(json_schema_extra={"enum": ["train", "held_out", "question"]})] = "held_out"
+    split: Annotated[str, AfterValidator(_split), Field(json_schema_extra={"enum": list(SPLITS)})] = "held_out"
     """Template split the criteria look at. Held-out templates tell memory of a fact from memory of a sentence."""
 
     criterion: Annotated[str, AfterValidator(_criterion), Field(json_schema_extra={"enum": list(CRITERIA)})] = (

@@ -80,13 +80,14 @@ def look_over(study: StudyConfig) -> list[RunConfig]:
     Raises:
         InputError: the output holds another study, or runs of other settings.
     """
-    from megatron_kis.study.conflicts import check_output, check_owner, conflicts, refuse, unnamed_line
+    from megatron_kis.study.conflicts import check_output, conflicts, refuse, unnamed_line
     from megatron_kis.study.grid import runs_of
+    from megatron_kis.study.owner import check_owner
 
     check_output(study.output)
     runs = runs_of(study, data_config(study))
-    owner = check_owner(study, runs)
-    refuse(study.output, conflicts(runs), holds=owner)
+    check_owner(study, runs)
+    refuse(study.output, conflicts(runs))
     if line := unnamed_line(study, runs):
         logger.warning(f"{study.name}: {line}")
     return runs

@@ -68,33 +68,25 @@ def belonging(study: StudyConfig) -> dict[str, Any]:
     from megatron_kis.config.data import DataConfig
     from megatron_kis.study.grid import runs_of
     from megatron_kis.study.manifest import data_fingerprints, manifest_of
+    from megatron_kis.study.owner import check_owner
 
     if not (study.output / "runs").is_dir():
         raise InputError("has no runs yet", where=str(study.output), remedy="kis study run trains them")
-    _same_data(study)
     place = study.output / "data"  # a run's settings do not depend on the places of its files
     runs = runs_of(study, DataConfig(corpus=place, validation=place, exposures=place, tokenizer=place))
+    check_owner(study, runs)
+    _same_data(study)
     return manifest_of(study.name, runs, data_fingerprints(study.output))
 
 
 def _same_data(study: StudyConfig) -> None:
     """Refuses to report on data that are not made yet."""
-    from megatron_kis.study.manifest import FILE, FILES, other_data_settings
+    from megatron_kis.study.manifest import FILE
+    from megatron_kis.study.owner import other_data
 
-    changed = other_data_settings(study)
-    if changed and (other_data_settings(study, but=FILES) or not _as_made(study)):
+    if changed := other_data(study):
         raise InputError(
             f"the data of this study were made with other settings: {'; '.join(changed)}",
             where=str(study.output / FILE),
             remedy="kis study run makes them, or says which runs hold the old ones; or choose another output",
         )
-
-
-def _as_made(study: StudyConfig) -> bool:
-    """Returns whether the present data are made from the files that the study names now: the same, at other places."""
-    from megatron_kis.data_tools.preparation.prepare import stale
-
-    try:
-        return not stale(study.data, study.output / "data")
-    except InputError:  # a file that is not there
-        return False

@@ -30,12 +30,14 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def overview(options: argparse.Namespace) -> tuple[StudyConfig, Overview]:
-    """Returns the study and the overview of its runs."""
+    """Returns the study and the overview of its runs; refuses a folder that belongs to another study."""
     from megatron_kis.study.grid import runs_of
+    from megatron_kis.study.owner import check_owner
     from megatron_kis.study.status import Overview
 
     study = load_study(options)
     runs = runs_of(study, data_config(study))
+    check_owner(study, runs)
     return study, Overview(runs, study.executor.retries, 60 * study.executor.lease_minutes)
 
 
