@@ -86,16 +86,16 @@ def test_a_collapse_says_that_chance_was_assumed(criterion):
 @pytest.mark.parametrize(
     ("criterion", "method", "note"),
     [
-        ("retention", "10% of the plateau’s excess over chance is lost", "of a collapse the one with which it is lost"),
-        ("hinge", "Criterion “hinge”", "never narrower than the bracket"),
-        ("tolerance_rule", "Criterion “tolerance rule”", "are the brackets of the levels tried"),
+        ("retention", "10% of the rate’s excess over chance on its plateau is lost", "The steepness is the power of F with which"),
+        ("hinge", "Criterion “hinge”", "that the bootstrap calibrates, and the bracket"),
+        ("tolerance_rule", "Criterion “tolerance rule”", "are brackets of the levels tried"),
     ],
 )
 def test_the_report_says_by_which_criterion_points_were_found(criterion, method, note, tmp_path):
     counts = {f: [80] for f in (0, 25, 50, 100, 200)} | {400: [74], 800: [46], 1600: [28]}
     page = report(curve_rows(counts), tmp_path / "r.html", QUICK.replace(criterion=criterion)).read_text()
     assert method in page and note in page
-    assert ("never narrower" in page) == (criterion == "hinge")
+    assert ("that the bootstrap calibrates" in page) == (criterion == "hinge")
 
 
 def test_a_bound_lies_within_the_doses_that_were_tried():
