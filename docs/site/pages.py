@@ -129,8 +129,7 @@ def _metavar(action: argparse.Action) -> str:
 
 
 def _help(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
-    values = {**vars(action), "prog": parser.prog}
-    return (action.help or "") % values
+    return parser._get_formatter()._expand_help(action)
 
 
 def _configuration() -> Iterator[str]:
