@@ -32,7 +32,7 @@ from megatron_kis.config.analysis import AnalysisConfig
 PRIOR_FREEDOM = 3.0
 _PRIOR_TAIL, _PRIOR_SPREAD = 4.0, 0.75
 _LEVEL = 0.0003  # of p (1 - p): a standard deviation of 0.04 on the logit scale
-_FEWEST_LEVELS = 4  # fewer say nothing beside their best curve
+_FEWEST_LEVELS = 4  # fewer say nothing about the scatter around their best curve
 _RESAMPLES = 200
 
 
@@ -49,7 +49,7 @@ def with_dispersion(curves: Sequence[Curve], settings: AnalysisConfig) -> list[C
 
 
 def dispersion_of(curve: Curve, settings: AnalysisConfig) -> Dispersion:
-    """Returns the dispersion of a curve: its study's, or what it tells itself beside the prior."""
+    """Returns the dispersion of a curve: its study's, or what it shows itself, together with the prior."""
     return curve.dispersion or study_dispersion([curve], settings)
 
 
@@ -146,7 +146,7 @@ def _around(curve: Curve, guess: Dispersion, settings: AnalysisConfig) -> tuple[
     for _ in range(2):
         weight = facts / scale
         fit = unimodal_fit(rate, weight)
-        # A level at 0 or 1 shows no noise however much runs vary, and must not be taken for a level without any.
+        # A level at 0 or 1 shows no noise however much runs vary, and must not be treated as a level without any.
         p = np.where((fit > 0) & (fit < 1), (fit * weight + 0.5) / (weight + 1), fit)
         drawn = draw(generator, p, weight, np.inf, _RESAMPLES)
         noise = 2 * (log_likelihood(drawn, drawn, weight).sum(axis=1) - unimodal_likelihood(drawn, weight))

@@ -1,7 +1,7 @@
 """How much to infuse into a model that was not trained: the largest dose at which nothing is lost, with confidence.
 
 Nothing is lost at a dose if the collapse of every group that has a law has not begun there, and the loss on general
-text is within its tolerance. Each law says with which probability its transition lies beyond a dose (`law.new_model`):
+text is within its tolerance. Each law gives the probability that its transition is beyond a dose (`law.new_model`):
 from the draws of a likelihood of all curves, or by Student's t of points. The probabilities are multiplied. This takes
 the laws as independent; where models that lose one thing early also lose another early, the product is too small, and
 the dose errs towards caution.
@@ -57,7 +57,7 @@ class Limit:
     kind: str
     group: str
     probability: float
-    """Probability that its transition lies beyond the chosen dose; 1 without one."""
+    """Probability that its transition is beyond the chosen dose; 1 without one."""
     alone: float
     """Largest dose by this law alone."""
     lost: float | None
@@ -73,9 +73,9 @@ class Learned:
     """What the law of the onset says of a dose."""
 
     probability: float
-    """Probability that the chosen dose lies beyond the onset; 0 without one."""
+    """Probability that the chosen dose is beyond the onset; 0 without one."""
     dose: float
-    """Smallest dose that lies beyond the onset with the wanted confidence."""
+    """Smallest dose that is beyond the onset with the wanted confidence."""
     share: float | None
     """Share of their plateau to which facts are learned there; None where the law does not say."""
     law: str
@@ -332,7 +332,7 @@ def _learned(onset: NewModel, x: float | None, confidence: float) -> Learned:
 
 
 def _warnings(models: Sequence[NewModel], reference: Prediction, most: float | None) -> list[str]:
-    """Returns what must be known beside the dose: what the laws warn of, each once."""
+    """Returns what must be known in addition to the dose: what the laws warn of, each once."""
     found: dict[str, list[str]] = {}
     for model in models:
         said = [warning for warning in model.prediction.warnings if not warning.startswith("cannot be reached")]

@@ -198,7 +198,7 @@ def probe_rows(run: ClosedRun, budget: int) -> list[Row]:
         raise InputError("holds no probe row", where=str(run.path / "probes.jsonl"))
     if reached < _END_OF_RUN * budget:
         raise InputError(
-            f"the last probe stands at {reached} of {budget} tokens: not the end of the run",
+            f"the last probe is at {reached} of {budget} tokens: not the end of the run",
             where=str(run.path / "probes.jsonl"),
         )
     return [rows[key] for key in sorted(rows)]

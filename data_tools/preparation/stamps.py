@@ -162,7 +162,7 @@ def write_stamp(step: Step, folder: Path, seen: Seen, *, versions: Mapping[str, 
 
 
 def old_versions(step: Step, folder: Path) -> dict[str, str]:
-    """Returns the versions behind a stamp of the old schema, as far as they are known."""
+    """Returns the versions of a stamp of the old schema, as far as they are known."""
     return {"code": OLD_VERSION, **step.recorded(folder)}
 
 

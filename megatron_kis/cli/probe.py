@@ -19,7 +19,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "the questions.",
     )
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="the run's folder")
-    parser.add_argument("--step", type=int, metavar="S", help="of the checkpoint (default: the newest)")
+    parser.add_argument("--step", type=int, metavar="S", help="step of the checkpoint (default: the newest)")
     parser.add_argument("--exposures", type=Path, metavar="PREFIX", help="other facts: prefix of kis data render")
     parser.add_argument("--all-templates", action="store_true", help="ask with every template, not the run's choice")
     parser.add_argument("--scoring", metavar="RULE", default="statement", help="rule of the table (default: statement)")

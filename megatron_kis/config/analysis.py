@@ -125,7 +125,7 @@ class AnalysisConfig(Config):
     """Parametric bootstrap resamples of the test against "no collapse"."""
 
     law_resamples: Annotated[int, AfterValidator(_no_or_enough_resamples)] = 999
-    """Resamples and draws behind the law's intervals: of all curves together, and of the bootstrap that checks them; 0:
+    """Resamples and draws for the law's intervals: of all curves together, and of the bootstrap that checks them; 0:
     intervals from the points alone."""
 
     bend: float = Field(0.025, ge=0)

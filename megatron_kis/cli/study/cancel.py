@@ -12,7 +12,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     add_step(
         steps,
         "cancel",
-        "end the study's jobs in the queue, and its kis study run on this machine; runs are saved",
+        "end the study's jobs in the queue, and its kis study run on this machine; runs save a checkpoint",
         _cancel,
     )
 

@@ -29,9 +29,9 @@ logger = logging.getLogger(__name__)
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     proposed = add_step(
-        steps, "next", "the runs to add next, what each would gain, and what one size more would; trains nothing", _next
+        steps, "next", "propose runs to add, with what each would gain, and one more size; trains nothing", _next
     )
-    proposed.add_argument("--count", type=int, default=6, metavar="K", help="runs to propose (6)")
+    proposed.add_argument("--count", type=int, default=6, metavar="K", help="runs to propose")
     proposed.add_argument("--params", type=quantity, metavar="N", help="target size (default: the largest of predict)")
     proposed.add_argument("--tokens", type=quantity, metavar="D", help="target budget (default: the study's largest)")
     proposed.add_argument(

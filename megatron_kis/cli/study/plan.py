@@ -31,9 +31,9 @@ _RANGES = ("facts", "infusion_frequency", "infusion_ratio", "epochs")  # columns
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     plan = add_step(
-        steps, "plan", "show the runs of a study and what each feeds, and check its settings; changes nothing", _plan
+        steps, "plan", "show the runs of a study and what each is fed, and check its settings; changes nothing", _plan
     )
-    plan.add_argument("--all", action="store_true", help="every run, however many there are")
+    plan.add_argument("--all", action="store_true", help="list every run, however many there are")
 
 
 def _plan(options: argparse.Namespace) -> int:

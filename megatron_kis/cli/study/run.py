@@ -24,7 +24,9 @@ _NARROWEST_BAR = 20  # columns of a terminal below which plain lines are clearer
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    run = add_step(steps, "run", "prepare the data, execute what is not done, analyse, write the report", _run)
+    run = add_step(
+        steps, "run", "prepare the data, execute the runs that are not done, analyse, write the report", _run
+    )
     run.add_argument("--workers", type=int, metavar="N", help="runs side by side (default: the study's, or all cores)")
     add_selection(run)
 
@@ -32,13 +34,17 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def add_selection(parser: argparse.ArgumentParser) -> None:
     """Adds the options that select runs of a study."""
     parser.add_argument(
-        "--only", nargs="+", action="extend", metavar="RUN", help="these runs alone, by the names of kis study status"
+        "--only",
+        nargs="+",
+        action="extend",
+        metavar="RUN",
+        help="only these runs, by the names that kis study status shows",
     )
     parser.add_argument(
-        "--retry-failed", action="store_true", help="try those again that were given up (executor.retries)"
+        "--retry-failed", action="store_true", help="try runs again that were given up (executor.retries)"
     )
     parser.add_argument(
-        "--restart", action="store_true", help="begin unfinished runs again at step 0; their checkpoints are lost"
+        "--restart", action="store_true", help="start unfinished runs again at step 0; their checkpoints are lost"
     )
 
 

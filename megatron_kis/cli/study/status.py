@@ -24,9 +24,9 @@ logger = logging.getLogger(__name__)
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     status = add_step(
-        steps, "status", "where the runs of a study stand: states, progress, speed, time left, failures", _status
+        steps, "status", "show the state of a study's runs: progress, speed, time left, failures", _status
     )
-    status.add_argument("--all", action="store_true", help="every run, however many there are")
+    status.add_argument("--all", action="store_true", help="list every run, however many there are")
 
 
 def overview(options: argparse.Namespace) -> tuple[StudyConfig, Overview]:

@@ -23,7 +23,9 @@ logger = logging.getLogger(__name__)
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = add_step(steps, "submit", "write the batch scripts of what is not done, and submit them to SLURM", _submit)
+    parser = add_step(
+        steps, "submit", "write batch scripts for the runs that are not done, and submit them to SLURM", _submit
+    )
     add_selection(parser)
     parser.add_argument("--dry-run", action="store_true", help="show everything; write and submit nothing")
     parser.add_argument(
