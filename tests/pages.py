@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ def blocks(page: Path) -> Iterator[Block]:
     for match in _BLOCK.finditer(page.read_text(encoding="utf-8")):
         language, _, rest = match["info"].strip().partition(" ")
         title = re.search(r'title="(.*?)"', rest)
-        yield Block(language, title and title[1], match["text"], match["note"] or "")
+        yield Block(language, title and title[1], textwrap.dedent(match["text"]), match["note"] or "")
 
 
 def commands(block: Block) -> Iterator[list[str]]:

@@ -58,8 +58,8 @@ def loaded_by(code: str) -> set[str]:
 
 
 def floors() -> dict[str, int]:
-    """Rooms of the README's floor plan with their floor; the ground has the highest number."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    """Rooms of the floor plan with their floor; the ground has the highest number."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     (plan,) = re.findall(r"^```text floors\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     return {
         f"megatron_kis.{room.replace('/', '.')}": floor

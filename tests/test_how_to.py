@@ -1,4 +1,4 @@
-"""The README's steps and the how-to pages: every command runs as it stands there, on files as small as they may be.
+"""The steps, the README and the how-to pages: every command runs as it stands there, on files as small as they may be.
 
 What a reader must put in by himself (STUDY.yaml, RUN, RUN_DIR) is put in here; what needs another machine (pip, a
 network, a cluster) is left to the tests of those parts. The tutorial, the notebook and the extensions have their own.
@@ -157,7 +157,7 @@ def test_the_commands_for_running_and_submitting_a_study(folder: Path, finished:
 
 
 @pytest.mark.slow
-def test_the_steps_of_the_readme(folder: Path, finished: Path, tiny_run: MakeRun) -> None:
+def test_the_steps_one_at_a_time(folder: Path, finished: Path, tiny_run: MakeRun) -> None:
     pytest.importorskip("transformers")
     shutil.copytree(finished, folder, dirs_exist_ok=True)
     words = {
@@ -173,7 +173,7 @@ def test_the_steps_of_the_readme(folder: Path, finished: Path, tiny_run: MakeRun
         "docs/study/results": str(ROOT / "docs" / "study" / "results"),
     }
     ran = 0
-    for block in blocks(ROOT / "README.md"):
+    for block in [*blocks(ROOT / "README.md"), *blocks(HOW_TO / "steps.md")]:
         for command in block.text.replace("\\\n", " ").splitlines():
             if not command.startswith("kis ") or "data demo" in command or "my_study" in command:
                 continue

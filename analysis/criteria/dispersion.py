@@ -16,6 +16,7 @@ Three sources, joined by Bayes' rule over the two variances of `Dispersion`:
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -53,8 +54,34 @@ def dispersion_of(curve: Curve, settings: AnalysisConfig) -> Dispersion:
 
 
 def study_dispersion(curves: Sequence[Curve], settings: AnalysisConfig) -> Dispersion:
-    """Returns the dispersion of curves of one group, which need not be of one size, budget or slice."""
+    """Returns the dispersion of curves of one group, which need not be of one size, budget or slice.
+
+    That of the last `_REMEMBERED` groups is remembered: points, laws and figures ask for the same.
+    """
     curves = _independent(curves)
+    key = _key(curves, settings)
+    if key not in _FOUND:
+        if len(_FOUND) >= _REMEMBERED:
+            del _FOUND[next(iter(_FOUND))]
+        _FOUND[key] = _estimated(curves, settings)
+    return _FOUND[key]
+
+
+_REMEMBERED = 32
+_FOUND: dict[bytes, Dispersion] = {}
+
+
+def _key(curves: Sequence[Curve], settings: AnalysisConfig) -> bytes:
+    """Returns a digest of everything that the dispersion of curves depends on."""
+    digest = hashlib.sha256(f"{settings.overdispersion} {settings.seed}".encode())
+    for curve in curves:
+        digest.update(f"{curve.params} {curve.tokens} {[len(rates) for rates in curve.seed_rates]}".encode())
+        for part in (*curve.seed_rates, *curve.seed_facts, curve.facts, curve.runs, pooled_rates(curve)):
+            digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.digest()
+
+
+def _estimated(curves: Sequence[Curve], settings: AnalysisConfig) -> Dispersion:
     per_run = np.concatenate([facts for curve in curves for facts in curve.seed_facts])
     usual = float(np.median(per_run))
     prior = 1 + max(usual - 1, 0.0) * settings.overdispersion

@@ -18,7 +18,7 @@ import numpy as np
 
 from megatron_kis.analysis.law.bootstrap import pivots
 from megatron_kis.analysis.law.candidates import Cells, design
-from megatron_kis.analysis.law.fit import Law, cells_of, in_slice
+from megatron_kis.analysis.law.fit import Law, cells_of
 from megatron_kis.analysis.runs.curves import Array
 from megatron_kis.analysis.runs.transitions import LEFT_CENSORED, RIGHT_CENSORED, Transition
 from megatron_kis.config.analysis import AnalysisConfig
@@ -36,7 +36,7 @@ def bootstrap_points(law: Law, points: Sequence[Transition], settings: AnalysisC
         for p in points
         if p.kind == law.kind
         and p.group == law.group
-        and in_slice(p, law.slice)
+        and law.slice.covers(p.slice)
         and (p.informative or (p.status == RIGHT_CENSORED and p.low) or (p.status == LEFT_CENSORED and p.high))
     ]
     if law.candidate.offset or not used:

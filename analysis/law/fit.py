@@ -318,7 +318,7 @@ def _chosen(
     of_group = [point for point in of_kind if point.group == group]
     slices = sorted({point.slice for point in of_group}, key=lambda one: one.key)
     if along is not None and along.held_by is not None and along.held is None:
-        together = [p for p in of_group if in_slice(p, along)]
+        together = [p for p in of_group if along.covers(p.slice)]
         return sorted(together, key=lambda p: (*_identity(p), p.slice.key)), group, along
     if along is None:
         if len(slices) > 1:
@@ -326,13 +326,6 @@ def _chosen(
             raise InputError(f"{kind} points of {group} of several slices", where="along", remedy=remedy)
         along = slices[0] if slices else USUAL
     return sorted((p for p in of_group if p.slice == along), key=_identity), group, along
-
-
-def in_slice(point: Transition, one: Slice) -> bool:
-    """Returns whether a point is of a slice, or of one of those that ``one`` without its held value stands for."""
-    if one.held_by is not None and one.held is None:
-        return (point.slice.axis, point.slice.held_by) == (one.axis, one.held_by)
-    return point.slice == one
 
 
 def _censored(point: Transition) -> bool:

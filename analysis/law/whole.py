@@ -15,7 +15,6 @@ from megatron_kis.analysis.law.candidates import ALL, SIZE, SIZE_AND_BUDGET, SIZ
 from megatron_kis.analysis.law.fit import Law
 from megatron_kis.analysis.law.surface import Surface, fit_surface, record_of, tells
 from megatron_kis.analysis.runs.curves import Curve
-from megatron_kis.analysis.runs.slices import Slice
 from megatron_kis.config.analysis import AnalysisConfig
 
 _FEWEST_SIZES = 3
@@ -40,7 +39,7 @@ def with_surface(law: Law, curves: Sequence[Curve], settings: AnalysisConfig) ->
     onset = law.kind == "onset"
     if not onset and (law.kind != "collapse" or settings.criterion != CRITERION):
         return law
-    mine = [c for c in with_dispersion(curves, settings) if c.group == law.group and _in(c.slice, law.slice)]
+    mine = [c for c in with_dispersion(curves, settings) if c.group == law.group and law.slice.covers(c.slice)]
     mine = [c for c in mine if _usable(c, settings, onset=onset)]
     cards = [onset_card(c, settings) if onset else collapse_card(c, settings) for c in mine]
     if len({c.params for c, card in zip(mine, cards, strict=True) if tells(card)}) < _FEWEST_SIZES:
@@ -84,12 +83,6 @@ def _form(law: Law) -> Candidate:
     if law.range_held is not None:
         return ALL if several else SIZE_AND_HELD
     return SIZE_AND_BUDGET if several else SIZE
-
-
-def _in(one: Slice, wanted: Slice) -> bool:
-    if wanted.held_by is not None and wanted.held is None:
-        return (one.axis, one.held_by) == (wanted.axis, wanted.held_by)
-    return one == wanted
 
 
 def _usable(curve: Curve, settings: AnalysisConfig, *, onset: bool) -> bool:

@@ -54,6 +54,12 @@ class Slice:
     """The held value: K, F in exposures per fact, or the infusion ratio. None with a ``held_by``: all slices that hold
     it, for a law of them together."""
 
+    def covers(self, other: Slice) -> bool:
+        """Returns whether ``other`` is this slice, or one of those that it stands for without its held value."""
+        if self.held_by is not None and self.held is None:
+            return (other.axis, other.held_by) == (self.axis, self.held_by)
+        return other == self
+
     @property
     def symbol(self) -> str:
         """Symbol of the dose: F or K."""
