@@ -34,6 +34,9 @@ INDEPENDENT = (
     "the laws are taken as independent; where models that lose one thing early also lose another early, the dose is "
     "cautious"
 )
+NOT_RECOMMENDED = "kis law predict recommends nothing from this law"
+USED_UP = "all tokens of the budget"
+"""What limits a dose that takes all tokens."""
 _SHOWN = 12
 """Most slices that an error lists."""
 
@@ -179,7 +182,7 @@ def decide(
         confidence=confidence,
         dose=dose,
         probability=None if dose is None else float(kept(np.array(at))),
-        limited_by="all tokens of the budget" if used_up else words_of(first.law),
+        limited_by=USED_UP if used_up else words_of(first.law),
         amounts=None if dose is None else amounts_at(reference, dose),
         most=most,
         limits=tuple(_limit(m, p, confidence) for m, p in zip(limits, probabilities, strict=True)),
@@ -337,7 +340,7 @@ def _warnings(models: Sequence[NewModel], reference: Prediction, most: float | N
     for model in models:
         said = [warning for warning in model.prediction.warnings if not warning.startswith("cannot be reached")]
         if model.prediction.recommended is None:
-            said.append("kis law predict recommends nothing from this law")
+            said.append(NOT_RECOMMENDED)
         for warning in said:
             found.setdefault(warning, []).append(words_of(model.law))
     warnings = [f"{', '.join(names)}: {warning}" for warning, names in found.items()]

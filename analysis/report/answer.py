@@ -249,9 +249,11 @@ def _target(result: AnalysisResult, one: Slice) -> list[str]:
     mine = [p for p in result.predictions if p.slice == one]
     if mine:
         return _predicted(max(mine, key=lambda p: (p.params, p.tokens)))
+    if result.laws:
+        return ["No other model was asked about: predict in the study file, or --params, names one."]
     asked = result.study.get("predict")
     sizes = [size for size in asked if isinstance(size, int | float)] if isinstance(asked, list) else []
-    if sizes and not result.laws:
+    if sizes:
         return [
             f"For {fmt.size(max(sizes))} parameters nothing follows yet: no transition was seen in enough models for a "
             "law over model size."

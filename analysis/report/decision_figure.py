@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_kis.analysis.findings.result import AnalysisResult
-from megatron_kis.analysis.law.decision import INDEPENDENT, Decision
+from megatron_kis.analysis.law.decision import INDEPENDENT, NOT_RECOMMENDED, USED_UP, Decision
 from megatron_kis.analysis.law.looks import percent
 from megatron_kis.analysis.law.new_model import NewModel
 from megatron_kis.analysis.law.predicted_curve import EARLY, band, kept, known
@@ -38,9 +38,14 @@ class Advice:
 def advice(result: AnalysisResult) -> list[Advice]:
     """Returns what the report says of every decision."""
     return [
-        Advice(_title(decision), sentence(decision), _drawings(decision), decision.warnings)
+        Advice(_title(decision), sentence(decision), _drawings(decision), _beside(decision))
         for decision in result.decisions
     ]
+
+
+def _beside(decision: Decision) -> tuple[str, ...]:
+    """Returns the warnings that the sentence does not say: it calls a dose that nothing recommends an estimate."""
+    return tuple(warning for warning in decision.warnings if not warning.endswith(NOT_RECOMMENDED))
 
 
 def _title(decision: Decision) -> str:
@@ -50,10 +55,12 @@ def _title(decision: Decision) -> str:
 def sentence(decision: Decision) -> str:
     """Puts a decision into words."""
     level = percent(decision.confidence)
-    names = fmt.listed(list(dict.fromkeys(_lost(limit.kind, limit.group) for limit in decision.limits)))
+    kinds = list(dict.fromkeys((limit.kind, limit.group) for limit in decision.limits))
+    of_text = "loss on general text beyond its tolerance"
+    lost = [of_text if kind == "tolerance" else _lost(kind, group) for kind, group in kinds]
     if decision.dose is None:
         return (
-            f"No dose can be named at which {names} is avoided with {level}: by these laws not even 1 can. "
+            f"No dose can be named at which {fmt.listed(lost)} is avoided with {level}: by these laws not even 1 can. "
             f"What is lost first: {decision.limited_by}."
         )
     often = decision.slice.axis == FREQUENCY
@@ -65,10 +72,10 @@ def sentence(decision: Decision) -> str:
     said = f"show each fact at most {dose} times" if often else f"infuse at most {dose} facts"
     if any(model.prediction.recommended is None for model in decision.models):
         said = f"as a first estimate, {said}"
-    text = (
-        f"{said[0].upper()}{said[1:]}{f' ({amounts})' if amounts else ''}: with a probability of {level} none of this "
-        f"has begun there: {names}. Limited by: {decision.limited_by}."
-    )
+    text = f"{said[0].upper()}{said[1:]}{f' ({amounts})' if amounts else ''}. "
+    text += f"With a probability of {level} there is {fmt.listed([f'no {name}' for name in lost])} at that dose."
+    if len(decision.limits) > 1 or decision.limited_by == USED_UP:
+        text += f" Limited by: {decision.limited_by}."
     if decision.learned is not None:
         text += (
             " Facts are learned at that dose with a probability of "

@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 
 from megatron_kis.analysis.findings.result import AnalysisResult
-from megatron_kis.analysis.report import check_figures, decision_figure, figures, law_figure, model_figures
+from megatron_kis.analysis.report import annotated, check_figures, decision_figure, figures, law_figure, model_figures
 from megatron_kis.analysis.report.tables import TABLES, Table
 from megatron_kis.analysis.report.theme import exported_to
 from megatron_kis.analysis.runs.curves import cells_of_table
@@ -21,6 +21,7 @@ def export(result: AnalysisResult, folder: Path | str, *, dpi: int = 200) -> lis
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with exported_to(folder, dpi) as written:
+        annotated.annotated(result)
         law_figure.law_figures(result)
         decision_figure.advice(result)
         check_figures.check_figures(result)

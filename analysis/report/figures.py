@@ -17,7 +17,7 @@ from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.report.axes import axis_of, draw_rate_axis, ratio_axis, ratios_of
 from megatron_kis.analysis.report.extent import drawn_cells, omission, rows_of_cells
 from megatron_kis.analysis.report.theme import COLOURS, SIZE_MARKERS, panel, size_slot, to_svg
-from megatron_kis.analysis.runs.curves import Curve, cells_of_table, curves, mean_curves, primary_rows, rows_of
+from megatron_kis.analysis.runs.curves import Array, Curve, cells_of_table, curves, mean_curves, primary_rows, rows_of
 from megatron_kis.analysis.runs.groups import retained_groups, strength
 from megatron_kis.analysis.runs.slices import RATIO, Slice, rows_of_slice
 
@@ -198,6 +198,8 @@ def _slice_losses(result: AnalysisResult, one: Slice) -> list[Drawing]:
                     + (f"loss {v:.3f} nats per token" if view == "absolute" else f"{v:+.2f}% over {base}")
                     for f, r, v in zip(curve.dose[known], curve.ratio[known], values[known], strict=True)
                 ]
+                low, high = _seed_range(curve, relative=view == "relative")
+                drawn.ranges(x, low[known].tolist(), high[known].tolist(), series=key.series, colour=key.colour)
                 drawn.line(x, values[known].tolist(), series=key.series, colour=key.colour)
                 drawn.points(
                     x,
@@ -217,7 +219,9 @@ def _slice_losses(result: AnalysisResult, one: Slice) -> list[Drawing]:
             drawn.axes.set_ylabel(unit)
             drawn.axes.set_title(title)
             over = ", over the share of the tokens" if over_ratio else ""
-            caption = f"{title}, mean of seeds{over}.{omission(result.curves)}"
+            several = any(curve.seeds > 1 for curve in by_cell.values())
+            seeds = "mean and range of seeds" if several else "one seed"
+            caption = f"{title}, {seeds}{over}.{omission(result.curves)}"
             if view == "relative":
                 drawn.axes.axhline(
                     100 * settings.tolerance, color=COLOURS["tolerance"], linewidth=1.2, linestyle=(0, (4, 3))
@@ -225,3 +229,13 @@ def _slice_losses(result: AnalysisResult, one: Slice) -> list[Drawing]:
                 caption += f" Dashed: the tolerance of {100 * settings.tolerance:g}%."
             drawings.append(Drawing(to_svg(drawn), caption))
     return drawings
+
+
+def _seed_range(curve: Curve, *, relative: bool) -> tuple[Array, Array]:
+    """Returns the lowest and the highest loss of each level's seeds [L], relative ones in % over dose 0's mean."""
+    low = np.array([min(losses.values(), default=math.nan) for losses in curve.seed_losses])
+    high = np.array([max(losses.values(), default=math.nan) for losses in curve.seed_losses])
+    if not relative:
+        return low, high
+    base = float(curve.loss[0]) if curve.dose[0] == 0 else math.nan
+    return 100 * (low / base - 1), 100 * (high / base - 1)

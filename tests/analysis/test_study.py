@@ -181,6 +181,7 @@ def test_figures_and_tables_are_also_files_for_papers(tmp_path):
     result = analyse(load_runs(tmp_path / "s"), AnalysisConfig(resamples=99, law_resamples=0))
     written = {path.name for path in export(result, tmp_path / "out", dpi=40)}
     assert {"overview-background.svg", "overview-background.png", "transitions.csv"} <= written
+    assert {"annotated.svg", "overview-background-ratio.svg"} <= written
     assert (tmp_path / "out" / "overview-background.png").read_bytes().startswith(b"\x89PNG")
     drawn = (tmp_path / "out" / "overview-background.svg").read_text()
     assert "url(http" not in drawn
