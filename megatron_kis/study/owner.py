@@ -16,7 +16,7 @@ from megatron_kis.config.run import RunConfig
 from megatron_kis.config.study import StudyConfig
 from megatron_kis.executor.slurm.records import STUDY, submission_folder, submitted
 from megatron_kis.study.conflicts import begun, foreign_settings, newest_identity, unnamed
-from megatron_kis.study.manifest import FILE, FILES, other_data_settings, read_resolved
+from megatron_kis.study.manifest import FILES, other_data_settings, read_resolved
 from megatron_kis.training.record import config_fingerprint, result_settings, setting_differences
 
 _SHOWN = 3  # differences
