@@ -123,7 +123,7 @@ def main() -> None:
     left, right = figure.subfigures(1, 2, width_ratios=(1.1, 1))
     strip = left.subplots()
     draw_strip(strip, small_plan())
-    bars = right.subplots(2, 1, sharex=True)
+    bars: list[Axes] = list(np.ravel(right.subplots(2, 1, sharex=True)))
     for axes, policy in zip(bars, POLICIES, strict=True):
         draw_budget(axes, policy)
     bars[-1].set_xlabel("F, exposures of each infused fact")

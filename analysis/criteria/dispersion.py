@@ -34,6 +34,8 @@ _PRIOR_TAIL, _PRIOR_SPREAD = 4.0, 0.75
 _LEVEL = 0.0003  # of p (1 - p): a standard deviation of 0.04 on the logit scale
 _FEWEST_LEVELS = 4  # fewer say nothing about the scatter around their best curve
 _RESAMPLES = 200
+# Degrees of freedom, as simulated studies of 4 to 12 levels and 1 to 3 seeds have them (tests/analysis).
+_PER_SEED, _FIRST_SHAPE, _PER_LEVEL = 0.95, 0.4, 0.55
 
 
 def with_dispersion(curves: Sequence[Curve], settings: AnalysisConfig) -> list[Curve]:
@@ -92,6 +94,26 @@ def _estimated(curves: Sequence[Curve], settings: AnalysisConfig) -> Dispersion:
     facts = float(np.median(np.concatenate([_facts_of(curve, seen) for curve in curves])))
     scale, level, total = _posterior(prior, (within, freedom), shapes, facts)
     return Dispersion(scale, level, total, _said(curves, freedom, len(shapes)), usual)
+
+
+def expected_dispersion(facts: float, models: Sequence[Sequence[int]], settings: AnalysisConfig) -> Dispersion:
+    """Returns the dispersion that a study will find if its runs vary as `AnalysisConfig.overdispersion` expects.
+
+    Args:
+        facts: that a run is asked about.
+        models: runs at each level, by model.
+        settings: the declared settings.
+    """
+    prior = 1 + max(facts - 1, 0.0) * settings.overdispersion
+    within = _PER_SEED * sum(runs - 1 for levels in models for runs in levels)
+    usual = facts * float(np.median([runs for levels in models for runs in levels]))
+    shapes = [
+        (prior, _FIRST_SHAPE + _PER_LEVEL * (len(levels) - _FEWEST_LEVELS), usual)
+        for levels in models
+        if len(levels) >= _FEWEST_LEVELS
+    ]
+    scale, level, freedom = _posterior(prior, (prior, within), shapes, usual)
+    return Dispersion(scale, level, freedom, "expected", facts)
 
 
 def _independent(curves: Sequence[Curve]) -> list[Curve]:

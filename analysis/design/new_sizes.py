@@ -98,7 +98,7 @@ def new_sizes(
     most = pool_of(table) if along.axis == FACTS else math.inf
     now = half(law, cells)
     found = []
-    for size in _sizes(sorted({p.params for p in mine})):
+    for size in sizes_between(sorted({p.params for p in mine})):
         dose = math.exp(law.at(size, budget)[0])
         cost = law.tokens_per_frequency or 0.0
         if dose > most or dose * cost > largest_ratio * budget:
@@ -108,7 +108,7 @@ def new_sizes(
     return found
 
 
-def _sizes(sizes: Sequence[int]) -> list[int]:
+def sizes_between(sizes: Sequence[int]) -> list[int]:
     """Returns the geometric means of neighbours, and one median step below and above."""
     steps = [b / a for a, b in pairwise(sizes)]
     step = float(np.median(steps)) if steps else 2.0

@@ -97,3 +97,11 @@ def duration(seconds: float | None) -> str:
     if days:
         return f"{days} d {hours} h"
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
+
+
+def rounded_up(value: float, digits: int = 2) -> int:
+    """Returns the next whole number of at most so many significant digits: 350 for 341.2."""
+    if value <= 1:
+        return 1
+    step = int(10 ** max(math.floor(math.log10(value)) - digits + 1, 0))
+    return math.ceil(value / step - 1e-9) * step

@@ -109,6 +109,7 @@ def plan_rows(study: StudyConfig, runs: Sequence[RunConfig]) -> list[dict[str, A
                 "tokens": plan.token_budget,
                 "facts": facts_shown(plan),
                 "infusion_frequency": plan.infusion_frequency,
+                "configured_ratio": run.infusion.ratio,
                 "infusion_ratio": plan.infusion_ratio,
                 "background_frequency": plan.background_frequency,
                 "background_groups": [group.model_dump() for group in run.infusion.background.groups],
@@ -125,6 +126,7 @@ def plan_rows(study: StudyConfig, runs: Sequence[RunConfig]) -> list[dict[str, A
                 "params": params,
                 "nonembedding_params": nonembedding,
                 **fed,
+                "seed": run.training.seed,
                 "flops": flops * fed["tokens"] * own_share(run),
                 "trunk": None if run.trunk is None else run.trunk.name,
             }

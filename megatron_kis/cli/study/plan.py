@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 from megatron_kis.cli.study.common import (
     DATA_FOLDER,
     add_step,
+    check_first,
     data_config,
     load_study,
     look_over,
 )
+from megatron_kis.cli.study.design import Design
 from megatron_kis.cli.study.table import MANY
 from megatron_kis.common.console import print_table
 from megatron_kis.common.units import in_table
@@ -44,6 +46,7 @@ def _plan(options: argparse.Namespace) -> int:
 
     study = load_study(options)
     every = look_over(study)
+    remarks = check_first(study)
     with _data(study) as files:
         found, tokenizer = fingerprints_of(files), load_tokenizer(files.tokenizer)
         if found.get("tokenizer") == tokenizer.model_sha256:  # data of an older version: runs are compared with today's
@@ -51,8 +54,10 @@ def _plan(options: argparse.Namespace) -> int:
         now = {run.model.init_from: found for run in every}
         refuse(study.output, conflicts(every, now, model_sha256=tokenizer.model_sha256))
         rows = plan_rows(study, runs_of(study, files))
+        remarks = list(dict.fromkeys([*remarks, *check_first(study, facts=files.exposures.with_name("facts.jsonl"))]))
+    design = Design(study, rows, remarks)
     if options.json:
-        print(json.dumps(rows, indent=1))
+        print(json.dumps({"runs": rows, "design": design.record()}, indent=1))
         return 0
     title = f"{study.name}: {len(rows):,} runs"
     columns: tuple[str, ...]
@@ -79,6 +84,8 @@ def _plan(options: argparse.Namespace) -> int:
         print(f"{branches:,} runs branch at {study.trunk.share:g} of their tokens; their FLOPs are those after it")
     flops = sum(row["flops"] for row in rows)
     print(f"{flops:.3g} training FLOPs in all")
+    for line in design.lines():
+        print(line)
     return 0
 
 

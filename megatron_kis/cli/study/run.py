@@ -8,7 +8,16 @@ import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from megatron_kis.cli.study.common import add_step, done_runs, load_study, look_over, prepare
+from megatron_kis.cli.study.common import (
+    DATA_FOLDER,
+    add_step,
+    check_first,
+    done_runs,
+    load_study,
+    look_over,
+    prepare,
+    warn,
+)
 from megatron_kis.cli.study.report import analyse, check_report
 from megatron_kis.common.console import progress_bar
 from megatron_kis.common.errors import InputError, JobError, Stopped, nearest, printable
@@ -66,10 +75,15 @@ def _run(options: argparse.Namespace) -> int:
     runs = selected(every, options.only)
     if not options.restart:
         refuse(study.output, unfinished_conflicts(runs))
+    remarks = check_first(study)
     check_sources(study.data)
     with study_lock(study.output) as lock:  # before the data: a run in flight elsewhere may be reading them
         prepare(study, restarted={run.name for run in runs} if options.restart else ())
         done, fingerprints = done_runs(study, every, runs)
+        if len(done) < len(runs):
+            warn(
+                study, dict.fromkeys([*remarks, *check_first(study, facts=study.output / DATA_FOLDER / "facts.jsonl")])
+            )
         write_study(study, study.output / FILE)
         write_manifest(study.output, study.name, every, fingerprints)
         runs = with_data(runs, fingerprints)

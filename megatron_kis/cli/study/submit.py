@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_kis.cli.study.common import add_step, load_study, look_over
+from megatron_kis.cli.study.common import add_step, check_first, load_study, look_over, warn
 from megatron_kis.cli.study.run import add_selection, another_try, selected
 from megatron_kis.common.errors import InputError, JobError, printable
 
@@ -48,6 +48,9 @@ def _submit(options: argparse.Namespace) -> int:
     if not options.restart:
         refuse(study.output, unfinished_conflicts(runs))
     done = {run.name for run in runs if (run.output / "DONE").exists()}
+    remarks = check_first(study)
+    if len(done) < len(runs):
+        warn(study, remarks)
     largest = study.cluster.max_array_size
     if options.dry_run:
         left = [run for run in runs if run.name not in done]
