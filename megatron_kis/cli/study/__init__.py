@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from megatron_kis.cli.study import cancel, logs, next_, plan, prepare, report, run, status, submit, watch, work
+from megatron_kis.cli.study import cancel, logs, next_, plan, prepare, probe, report, run, status, submit, watch, work
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -12,5 +12,5 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "study", help="a ladder of runs, their curves, the law and the report", description=__doc__
     )
     steps = parser.add_subparsers(dest="step", metavar="STEP", required=True)
-    for module in (plan, run, submit, status, watch, logs, cancel, next_, report, prepare, work):
+    for module in (plan, run, probe, submit, status, watch, logs, cancel, next_, report, prepare, work):
         module.add_parser(steps)
