@@ -120,7 +120,7 @@ def draw_budget(axes: Axes, policy: str) -> None:
 def main() -> None:
     """Draws and writes."""
     figure = Figure(figsize=(11, 4.6), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1.1, 1))
+    left, right = np.ravel(np.array(figure.subfigures(1, 2, width_ratios=(1.1, 1))))
     strip = left.subplots()
     draw_strip(strip, small_plan())
     bars: list[Axes] = list(np.ravel(right.subplots(2, 1, sharex=True)))

@@ -85,6 +85,14 @@ def in_table(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def in_bytes(count: float) -> str:
+    """Returns bytes as people say them: ``850 MB``, ``12 GB``, ``3.4 TB``."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.2g} {unit}" if count < 10 * size else f"{count / size:,.0f} {unit}"
+    return f"{count / 1e3:,.0f} kB"
+
+
 def duration(seconds: float | None) -> str:
     """Returns seconds as people say them: ``3 d 4 h``, ``2 h 05 min``, ``7 min``, ``40 s``."""
     if seconds is None:

@@ -17,6 +17,7 @@ from typing import Any
 from megatron_kis.common.errors import InputError, first_of, system_problem
 from megatron_kis.common.files import read_json
 from megatron_kis.common.identity import (
+    ASKED,
     CHECKPOINT_FILE,
     CHECKPOINT_SCHEMA,
     RUN_FILE,
@@ -60,7 +61,7 @@ def foreign_settings(run: RunConfig, record: Mapping[str, Any]) -> list[str]:
     config = record.get("config")
     if not isinstance(config, dict):
         return ["its settings are not recorded"]
-    return differences(settings_of(config), result_settings(run))
+    return differences(settings_of(config), result_settings(run), but=ASKED)
 
 
 def conflicts(

@@ -86,7 +86,11 @@ def test_a_collapse_says_that_chance_was_assumed(criterion):
 @pytest.mark.parametrize(
     ("criterion", "method", "note"),
     [
-        ("retention", "10% of the rate’s excess over chance on its plateau is lost", "The steepness is the power of F with which"),
+        (
+            "retention",
+            "10% of the rate’s excess over chance on its plateau is lost",
+            "The steepness is the power of F with which",
+        ),
         ("hinge", "Criterion “hinge”", "that the bootstrap calibrates, and the bracket"),
         ("tolerance_rule", "Criterion “tolerance rule”", "are brackets of the levels tried"),
     ],

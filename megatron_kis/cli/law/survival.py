@@ -57,7 +57,14 @@ def _survival(options: argparse.Namespace) -> int:
     _check_asked(runs, settings)
     folders = [runs.folder / name for name in runs.runs["run"]]
     try:
-        rows = write_survival(folders, load_facts(path), options.output, split=settings.split, rule=settings.scoring)
+        rows = write_survival(
+            folders,
+            load_facts(path),
+            options.output,
+            split=settings.split,
+            rule=settings.scoring,
+            answers=runs.answers,
+        )
     except InputError as error:
         where = {"facts": str(path), "split": "--split"}.get(error.where or "", error.where)
         raise InputError(error.problem, where=where, remedy=error.remedy) from None

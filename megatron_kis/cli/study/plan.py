@@ -20,7 +20,7 @@ from megatron_kis.cli.study.common import (
 from megatron_kis.cli.study.design import Design
 from megatron_kis.cli.study.table import MANY
 from megatron_kis.common.console import print_table
-from megatron_kis.common.units import in_table
+from megatron_kis.common.units import in_bytes, in_table
 
 if TYPE_CHECKING:
     from megatron_kis.config.data import DataConfig
@@ -84,9 +84,21 @@ def _plan(options: argparse.Namespace) -> int:
         print(f"{branches:,} runs branch at {study.trunk.share:g} of their tokens; their FLOPs are those after it")
     flops = sum(row["flops"] for row in rows)
     print(f"{flops:.3g} training FLOPs in all")
+    print(_checkpoints(study, rows))
     for line in design.lines():
         print(line)
     return 0
+
+
+def _checkpoints(study: StudyConfig, rows: list[dict[str, Any]]) -> str:
+    """Returns what the checkpoints take that stay, from which runs are asked again and exported."""
+    last = sum(row["checkpoint_bytes"] for row in rows)
+    settings = study.checkpoints
+    more = [f"keep_last: {settings.keep_last}"] if settings.keep_last > 1 else []
+    more += ["keep_best"] if settings.keep_best else []
+    most = settings.keep_last + settings.keep_best
+    also = f"; up to {in_bytes(most * last)} with {' and '.join(more)}" if more else ""
+    return f"{in_bytes(last)} for the last checkpoint of each run, which stays{also}"
 
 
 def _cell(row: dict[str, Any], name: str) -> str:
@@ -102,7 +114,7 @@ def _data(study: StudyConfig) -> Iterator[DataConfig]:
     """Yields the data of the study: those in its folder, or made next to it for the plan alone."""
     from megatron_kis.common.files import locked
     from megatron_kis.common.progress import console_progress
-    from megatron_kis.data_tools.preparation.prepare import prepare_data, stale
+    from megatron_kis.data_tools.preparation.prepare import prepare_data, stale, stale_questions
     from megatron_kis.data_tools.preparation.stamps import VERSIONS
     from megatron_kis.study.data import fingerprints_of, planned_folder
     from megatron_kis.study.holders import holders_of, refused
@@ -114,9 +126,15 @@ def _data(study: StudyConfig) -> Iterator[DataConfig]:
         return
     holders = holders_of(study.output, fingerprints_of(own), lease=60 * study.executor.lease_minutes)
     if holders:
-        if not all(one.startswith(VERSIONS) for one in differences):
-            raise refused(study.output, differences, holders)
+        questions = stale_questions(study.data, study.output / DATA_FOLDER)
+        if others := [one for one in differences if one not in questions and not one.startswith(VERSIONS)]:
+            raise refused(study.output, others, holders)
         changed = ", ".join(differences)
+        if questions:
+            logger.info(f"{study.name}: the study asks other questions by now ({', '.join(questions)})")
+            logger.info(f"{study.name}: kis study probe asks the runs that have ended; what is trained stays as it is")
+            yield own
+            return
         logger.info(f"{study.name}: the data stay as they are, runs were made with them ({changed})")
         yield own  # what kis study run does
         return

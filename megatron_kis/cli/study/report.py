@@ -41,7 +41,7 @@ def check_report(study: StudyConfig) -> None:
 def analyse(study: StudyConfig, *, as_json: bool) -> None:
     """Analyses the runs that are done, writes the report, and prints the findings."""
     from megatron_kis.analysis.outputs import analyse_study
-    from megatron_kis.analysis.report.summary import findings, not_of_this_study
+    from megatron_kis.analysis.report.summary import findings, not_asked, not_of_this_study
 
     result = analyse_study(study.output, study.analysis, predict_params=study.predict, belongs=belonging(study))
     assert result.runs is not None
@@ -52,8 +52,9 @@ def analyse(study: StudyConfig, *, as_json: bool) -> None:
         return
     for line in findings(result):
         print(f"- {printable(line)}")
-    if line := not_of_this_study(result.runs):
-        print(f"- {printable(line)}")
+    for line in (not_of_this_study(result.runs), not_asked(result.runs)):
+        if line:
+            print(f"- {printable(line)}")
     print(outputs["report.html"])
 
 
@@ -80,10 +81,20 @@ def belonging(study: StudyConfig) -> dict[str, Any]:
 
 
 def _same_data(study: StudyConfig) -> None:
-    """Refuses to report on data that are not made yet."""
-    from megatron_kis.study.manifest import FILE
+    """Refuses to report on data that are not made yet, or on questions that nobody was asked."""
+    from megatron_kis.data_tools.preparation.prepare import other_questions
+    from megatron_kis.study.manifest import FILE, QUESTIONS, other_data_settings
     from megatron_kis.study.owner import other_data
 
+    asked = other_data_settings(study, but=("data.text", "data.facts", "data.tokenizer"))
+    alone = [one for one in asked if one.startswith(tuple(f"{key} " for key in QUESTIONS))]
+    there = study.data.templates.is_file()  # a study that was moved is reported without its sources
+    if len(alone) == len(asked) and there and (changed := other_questions(study.data, study.output / "data")):
+        raise InputError(
+            f"the study asks other questions by now: {'; '.join(changed)}",
+            where=str(study.output / FILE),
+            remedy="kis study probe asks finished runs, without training; or restore them",
+        )
     if changed := other_data(study):
         raise InputError(
             f"the data of this study were made with other settings: {'; '.join(changed)}",
