@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -316,8 +316,15 @@ def _exposures_exact(run: ClosedRun, frequency: float) -> bool | None:
     received = (ledger.get("received") or {}).get("infused")
     if isinstance(received, dict) and received:
         # `exact` also covers the background facts, for which the plan has a count as well.
-        return ledger.get("exact") is not False and all(count == frequency for count in received.values())
+        return ledger.get("exact") is not False and received == _promised(ledger, received, frequency)
     return True if frequency == 0 and received == {} else None
+
+
+def _promised(ledger: dict[str, Any], facts: Iterable[str], frequency: float) -> dict[str, Any]:
+    """Returns the planned exposures by fact: those of a ratio, a popularity or fewer shown facts are not all alike."""
+    promised = (ledger.get("expected") or {}).get("infused")
+    by_fact = promised.get("by_fact") if isinstance(promised, dict) else None
+    return by_fact if isinstance(by_fact, dict) else dict.fromkeys(facts, frequency)
 
 
 def _optional_int(record: dict[str, Any], key: str, where: str) -> int | None:

@@ -183,6 +183,19 @@ def test_an_exposure_too_few_shows_in_the_ledger_column(runs_dir):
     assert exact.to_dict() == {"f0": True, "f256": True, "f64": False}
 
 
+def test_facts_whose_planned_exposures_differ_are_compared_each_with_its_own(runs_dir):
+    path = runs_dir / "f64" / "exposures.json"
+    ledger = json.loads(path.read_text())
+    facts = list(ledger["received"]["infused"])
+    counts = {fact: 64 + number % 2 for number, fact in enumerate(facts)} | {facts[0]: 0}  # a ratio; one is not shown
+    ledger |= {"received": {"infused": counts}, "expected": {"infused": {"facts": len(facts), "by_fact": counts}}}
+    path.write_text(json.dumps(ledger))
+    assert load_runs(runs_dir).runs.set_index("run")["exposures_exact"]["f64"]
+    ledger["received"]["infused"][facts[1]] -= 1
+    path.write_text(json.dumps(ledger | {"expected": {"infused": {"by_fact": counts | {facts[1]: 65}}}}))
+    assert not load_runs(runs_dir).runs.set_index("run")["exposures_exact"]["f64"]
+
+
 def test_no_complete_run_is_an_error_that_names_the_folders(runs_dir):
     for run in runs_dir.iterdir():
         (run / "DONE").unlink()
