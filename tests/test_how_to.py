@@ -17,9 +17,11 @@ import pytest
 import yaml
 
 from megatron_kis.analysis import AnalysisConfig, find_transitions
+from megatron_kis.analysis.design.outline import outline_of, sketch
+from megatron_kis.analysis.design_check import design_check
 from megatron_kis.analysis.runs.load_csv import write_points_csv
 from megatron_kis.analysis.simulate import Truth, simulate_table
-from megatron_kis.common.configuration import parse_config
+from megatron_kis.common.configuration import load_config, parse_config
 from megatron_kis.config.run import RunConfig
 from megatron_kis.config.study import StudyConfig
 from megatron_kis.data_tools.rendering.templates import load_templates
@@ -216,6 +218,24 @@ def _points(path: Path) -> None:
     levels = [0, 40, 100, 200, 300, 400, 600, 900, 1400]
     table, _ = simulate_table(Truth(), cells, levels, 2, np.random.default_rng(5))
     write_points_csv(find_transitions(table, AnalysisConfig(resamples=99)), path)
+
+
+def test_the_template_of_a_study_leads_to_a_law(folder: Path) -> None:
+    sources = write_sources(folder, documents=400, facts_a_relation=240)
+    for path, name in ((sources.text, "my_corpus.jsonl"), (sources.triples, "my_triples.tsv")):
+        path.rename(folder / name)
+    sources.templates.rename(folder / "my_templates.yaml")
+    shutil.copy(ROOT / "run_scripts" / "studies" / "template.yaml", folder / "my_study.yaml")
+    said = execute("kis study plan my_study.yaml --json data.vocab_size=400", folder)
+    plan = json.loads(said)
+    assert len({row["params"] for row in plan["runs"]}) >= 5
+    # These sources are small: their text is read many times, and a vocabulary of 400 makes the models smaller.
+    assert {remark["key"] for remark in plan["design"]["remarks"]} <= {"data.text", "background.frequency"}
+    for one in plan["design"]["simulated"]:
+        assert one["validated"] == one["studies"]
+    of = load_config(StudyConfig, folder / "my_study.yaml", [])
+    assert design_check(outline_of(of, sketch(of)), of.analysis, of.predict).remarks == ()
+    assert not (folder / "studies" / "my_study" / "runs").exists()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -105,15 +105,17 @@ def _levels(outline: Outline, one: Slice, settings: AnalysisConfig) -> list[Rema
 def _law(outline: Outline, one: Slice, settings: AnalysisConfig, predict: Sequence[float]) -> list[Remark]:
     if not predict:
         return []
-    models = models_of(outline, one, settings)
+    every = list(outline.levels(one))
+    models = models_of(outline, one, settings) or every  # that all lack levels is said already
     sizes = {n for n, _ in models}
     budgets = {d for _, d in models}
     if len(sizes) < FEWEST_SIZES or len(models) < VALIDATED_CELLS:
         short = max(FEWEST_SIZES - len(sizes), VALIDATED_CELLS - len(models))
         carried = "none" if len(sizes) < FEWEST_SIZES else "only an unvalidated one, which recommends nothing"
+        enough = " with enough levels" if len(models) < len(every) else ""
         problem = (
             f"predict asks for a law, and {len(models)} model{'s' * (len(models) != 1)} of {len(sizes)} "
-            f"size{'s' * (len(sizes) != 1)} can carry {carried}: it needs {VALIDATED_CELLS} points of at least "
+            f"size{'s' * (len(sizes) != 1)}{enough} can carry {carried}: it needs {VALIDATED_CELLS} points of at least "
             f"{FEWEST_SIZES} sizes, and a point more for each that is not found"
         )
         added = added_sizes(outline, one, short)

@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 
 from megatron_kis.analysis.criteria.dispersion import expected_dispersion, study_dispersion
-from megatron_kis.analysis.design.design_check import DesignCheck, design_check
 from megatron_kis.analysis.design.known import APART, TOGETHER, half_known, known_share
 from megatron_kis.analysis.design.outline import Outline, outline_of, sketch
 from megatron_kis.analysis.design.requirements import requirements
+from megatron_kis.analysis.design_check import DesignCheck, design_check
 from megatron_kis.analysis.simulate import Truth, simulate_curve
 from megatron_kis.common.configuration import parse_config
 from megatron_kis.common.errors import InputError
@@ -194,7 +194,7 @@ def test_the_check_is_quick_and_needs_no_torch() -> None:
         "import sys, time\nfrom pathlib import Path\n"
         "from megatron_kis.common.configuration import load_config\nfrom megatron_kis.config.study import StudyConfig\n"
         "from megatron_kis.analysis.design.outline import outline_of, sketch\n"
-        "from megatron_kis.analysis.design.design_check import design_check\n"
+        "from megatron_kis.analysis.design_check import design_check\n"
         f"study = load_config(StudyConfig, Path({str(path)!r}), [])\nbegin = time.process_time()\n"
         "design_check(outline_of(study, sketch(study)), study.analysis, study.predict)\n"
         "print(time.process_time() - begin, 'torch' in sys.modules)\n"

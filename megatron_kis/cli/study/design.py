@@ -10,7 +10,7 @@ from megatron_kis.common.units import in_table
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from megatron_kis.analysis.design.design_check import DesignCheck, Simulated
+    from megatron_kis.analysis.design_check import DesignCheck, Simulated
     from megatron_kis.config.study import StudyConfig
     from megatron_kis.study.preflight import Remark
 
@@ -32,9 +32,9 @@ class Design:
         Raises:
             InputError: what makes its analysis impossible.
         """
-        from megatron_kis.analysis.design.design_check import design_check
         from megatron_kis.analysis.design.outline import outline_of
         from megatron_kis.analysis.design.requirements import requirements
+        from megatron_kis.analysis.design_check import design_check
 
         outline = outline_of(study, rows)
         self.check: DesignCheck = design_check(outline, study.analysis, study.predict)

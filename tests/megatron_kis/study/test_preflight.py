@@ -1,0 +1,177 @@
+"""What an analysis will ask for is checked before anything is made or trained."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from megatron_kis.cli.main import main
+from tests.sources import Sources
+from tests.studies import write_study
+
+
+@pytest.fixture
+def study(tmp_path: Path, tiny_sources: Sources, tiny_data: Path) -> Path:
+    """A study whose data are there, with templates of its own to change."""
+    shutil.copytree(tiny_data, tmp_path / "out" / "data")
+    templates = tmp_path / "templates.yaml"
+    shutil.copy(tiny_sources.templates, templates)
+    return write_study(tmp_path, Sources(tiny_sources.text, tiny_sources.triples, templates))
+
+
+def refused(study: Path, command: str, capsys: pytest.CaptureFixture[str], *changes: str) -> str:
+    before = sorted(study.parent.rglob("*"))
+    capsys.readouterr()
+    assert main(["study", *command.split(), str(study), *changes]) == 2
+    assert sorted(study.parent.rglob("*")) == before
+    return capsys.readouterr().err
+
+
+def without(study: Path, *relations: str, split: str = "held_out") -> None:
+    path = study.parent / "templates.yaml"
+    content = yaml.safe_load(path.read_text())
+    for relation in relations:
+        del content[relation][split]
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+def planned(study: Path, capsys: pytest.CaptureFixture[str], *changes: str) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main(["study", "plan", str(study), "--json", *changes]) == 0
+    content: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return content
+
+
+def remarks(study: Path, capsys: pytest.CaptureFixture[str], *changes: str) -> dict[str, str]:
+    design = planned(study, capsys, *changes)["design"]
+    found: dict[str, str] = {}
+    for remark in design["remarks"]:
+        found[remark["key"]] = f"{found.get(remark['key'], '')}{remark['problem']}; {remark['change']}\n"
+    return found
+
+
+COMMANDS = ["plan", "run", "submit --dry-run"]
+WRONG = {
+    "analysis.split=heldout": "'heldout' is no split of the templates; did you mean 'held_out'?",
+    "analysis.scoring=statment": "analysis.scoring: 'statment' is no scoring rule; did you mean 'statement'?",
+    "probes.templates={train: 1}": (
+        "analysis.split: 'held_out' is not asked, probes.templates leaves held_out out; ask for it there, or analyse "
+        "one that is asked: train"
+    ),
+    "probes.templates={train: 1, held_out: 0}": "probes.templates has 0 of held_out",
+    "analysis.law=N and E": "analysis.law: no law 'N and E'; did you mean 'N and D'?",
+}
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "next --params=1e6", "report"])
+@pytest.mark.parametrize("change", WRONG)
+def test_what_no_probe_or_law_has_is_refused_with_the_nearest(
+    study: Path, command: str, change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "law" in change and command not in COMMANDS:
+        pytest.skip("there are no runs yet, which is said first")
+    assert WRONG[change] in refused(study, command, capsys, change)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_templates_that_cannot_be_asked_are_refused_before_the_data_are_made(
+    study: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without(study, "town_region", "painter_teacher")
+    said = refused(study, command, capsys)
+    assert (
+        f"{study.parent / 'templates.yaml'}: held_out: no relation of the infused facts has held_out sentence" in said
+    )
+    assert "painter_teacher" in said
+    assert "change analysis.split" in said
+
+
+def test_the_relations_of_each_group_count(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    without(study, "town_region")
+    change = (
+        "data.select={infused: 8, background: 8, control: 8, infused_relations: [painter_teacher], "
+        "background_relations: [town_region], control_relations: [town_region]}"
+    )
+    assert "no relation of the background facts has held_out sentence: town_region" in refused(
+        study, "run", capsys, change
+    )
+
+
+def test_answers_that_begin_their_sentence_have_no_pmi(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = study.parent / "templates.yaml"
+    content = yaml.safe_load(path.read_text())
+    for lists in content.values():
+        lists["held_out"] = ["[Y] is what goes with [X]."]
+    path.write_text(yaml.safe_dump(content))
+    said = refused(study, "run", capsys, "analysis.scoring=pmi")
+    assert "with words before the object, which scoring pmi needs" in said
+
+
+@pytest.mark.parametrize(("key", "change"), [("tensorboard", "true"), ("wandb", "offline")])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_tracker_that_is_not_installed_is_refused_before_the_first_run(
+    study: Path,
+    command: str,
+    key: str,
+    change: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == key else found(name, *rest))
+    said = refused(study, command, capsys, f"logging.{key}={change}")
+    assert f"logging.{key}: the package {key} is not installed; pip install {key}" in said
+
+
+def test_a_relation_without_sentences_is_named_with_the_facts_that_it_costs(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(study.parent / "out")
+    without(study, "town_region")
+    (said,) = [text for key, text in remarks(study, capsys).items() if "town_region" in key]
+    assert "town_region has no held_out sentence; 8 of 16" in said
+    assert "facts are in no result; add some before training" in said
+
+
+def test_what_makes_a_study_weak_is_said_by_key(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = remarks(study, capsys, "predict=[1e6]")
+    assert "1 model of 1 size can carry none" in found["ladder"]
+    assert "every model has fewer than the 4 levels of F" in found["frequencies"]
+    assert "16 background facts and 1 seed show a fall of" in found["data.select.background"]
+    found = remarks(study, capsys, "frequencies=[3,8]", "background.frequency=0")
+    assert "no model is trained without infusion" in found["frequencies"]
+    assert (
+        "is 0: no background fact is shown, so there is nothing that a model could lose"
+        in found["background.frequency"]
+    )
+    found = remarks(study, capsys, "probes.templates={held_out: 5}")
+    assert "asks for 5, and " in found["probes.templates.held_out"]
+    said = refused(study, "plan", capsys, "frequencies=[3,8]", "analysis.criterion=general_loss")
+    assert "frequencies: no model is trained without infusion" in said
+
+
+def test_the_plan_and_the_commands_that_train_say_it(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "plan", str(study), "predict=[1e6]"]) == 0
+    printed = capsys.readouterr().out
+    assert "design check: what this study can show\n- infused: 16 facts, 1 seed: " in printed
+    assert "to change before training:\n- " in printed
+    assert "- ladder: predict asks for a law" in printed
+    assert main(["study", "submit", "--dry-run", str(study), "predict=[1e6]"]) == 0
+    assert "small: ladder: predict asks for a law" in capsys.readouterr().err
+
+
+def test_the_design_is_in_the_plan_for_machines(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = planned(study, capsys, "frequencies=[0,2,4,6,8]", "predict=[1e6]")
+    assert {row["run"] for row in content["runs"]} >= {"1x16_D5.12k_F0_s0"}
+    design = content["design"]
+    assert (design["dose"], design["held"]) == ("F", "")
+    assert {power["group"] for power in design["powers"]} == {"infused", "background"}
+    assert {one["kind"] for one in design["simulated"]} == {"collapse", "onset"}
+    assert design["known"][0]["exposures"] == 4
+    assert not design["known"][0]["likely"]
