@@ -65,7 +65,7 @@ class Config(BaseModel):
     @classmethod
     def _placed(cls, value: Any, info: ValidationInfo) -> Any:
         """Resolves paths against the folder of the file that names them, and notes which ones began there."""
-        if info.context is None:
+        if info.context is None or info.context["base"] is None:
             return value
         found = _with_base(value, info.context["base"])
         info.context["relative"].update(_begun_there(value, found))

@@ -11,6 +11,7 @@ from typing import Any
 
 from megatron_kis.checkpoint.folders import FOLDER, Checkpoint, left_there
 from megatron_kis.checkpoint.log_repair import METRICS, PROBES, RepairedLogs, repair_logs
+from megatron_kis.common.asked import FOLDER as ASKED
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import fingerprint, write_json
 from megatron_kis.common.identity import RUN_FILE
@@ -61,7 +62,7 @@ class RunDir:
             problem = f"holds {', '.join(names)}, and no checkpoint with which the run can be resumed"
             remedy = "restore or move away what is there, or begin again with --restart"
             raise InputError(problem, where=str(self.path / FOLDER), remedy=remedy)
-        leftovers = (RUN_FILE, METRICS, PROBES, "exposures.json", self.outcomes.name, FOLDER, INPUTS, *TRACKED)
+        leftovers = (RUN_FILE, METRICS, PROBES, "exposures.json", self.outcomes.name, FOLDER, INPUTS, ASKED, *TRACKED)
         for name in leftovers:
             path = self.path / name
             if path.is_dir() and not path.is_symlink():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import yaml
 from megatron_kis.analysis.runs.load import load_runs
 from megatron_kis.cli.main import main
 from megatron_kis.common.files import sha256_content, sha256_file
+from megatron_kis.common.units import in_bytes
+from tests.run_files import tensor_shapes
 from tests.runs import hashes
 from tests.sources import Sources
 from tests.studies import RUN, edited
@@ -164,3 +167,19 @@ def test_a_run_without_its_last_checkpoint_is_named_and_the_others_are_reported(
     assert status != 0
     assert f"{RUN} could not be asked: " in said
     assert not list(run.glob("asked/*"))
+
+
+def test_the_plan_says_how_many_bytes_the_last_checkpoint_takes(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (row,) = json.loads(kis(capsys, "study", "plan", done, "--json")[1])
+    checkpoints = done.parent / "out" / "runs" / RUN / "checkpoints"
+    (last,) = checkpoints.glob("step-*10")
+    shapes = {name: shape for name, shape in tensor_shapes(last).items() if not name.startswith(("random", "ledger"))}
+    assert row["checkpoint_bytes"] == sum(4 * math.prod(shape) for shape in shapes.values())
+    assert row["checkpoint_bytes"] == 12 * row["params"]
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(850e3, "850 kB"), (1.24e6, "1.2 MB"), (98.7e9, "99 GB"), (3.41e12, "3.4 TB")]
+)
+def test_bytes_are_said_as_people_say_them(count: float, said: str) -> None:
+    assert in_bytes(count) == said

@@ -323,8 +323,8 @@ def test_questions_that_change_while_a_run_starts_are_refused(
 
     opened = module.open_inputs
 
-    def open_and_change(config: RunConfig) -> Any:
-        inputs = opened(config)
+    def open_and_change(config: RunConfig, **more: Any) -> Any:
+        inputs = opened(config, **more)
         with open(config.data.questions, "a", encoding="utf-8") as file:
             file.write("\n")
         return inputs
