@@ -78,7 +78,7 @@ def row(design: Design, studies: int, seed: int) -> dict[str, float]:
         for point in find_transitions(table, settings, criteria=(LossTolerance(),)):
             count += 1
             hits += holds(point, truth[point.params])
-            flagged += "stands alone" in point.flags or "rests on" in point.flags
+            flagged += "far from the other runs" in point.flags or "rests on" in point.flags
             if point.status == OBSERVED:
                 assert point.value is not None and point.low and point.high
                 widths.append(math.log(point.high / point.low))

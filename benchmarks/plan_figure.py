@@ -113,6 +113,7 @@ def draw_budget(axes: Axes, policy: str) -> None:
     axes.set_xticks(range(len(FREQUENCIES)), [str(frequency) for frequency in FREQUENCIES], fontsize=8.5)
     axes.set_yticks([0, 0.5, 1], ["0", "50%", "100%"])
     axes.set_ylim(0, 1)
+    axes.set_xlim(-0.6, len(FREQUENCIES) - 0.4)
     axes.set_title(f"policy: {policy}", fontsize=10, loc="left")
     axes.set_ylabel("share of the tokens")
 
@@ -120,10 +121,10 @@ def draw_budget(axes: Axes, policy: str) -> None:
 def main() -> None:
     """Draws and writes."""
     figure = Figure(figsize=(11, 4.6), layout="constrained")
-    left, right = np.ravel(np.array(figure.subfigures(1, 2, width_ratios=(1.1, 1))))
-    strip = left.subplots()
+    grid = figure.add_gridspec(2, 2, width_ratios=(1.1, 1))
+    strip = figure.add_subplot(grid[:, 0])
     draw_strip(strip, small_plan())
-    bars: list[Axes] = list(np.ravel(right.subplots(2, 1, sharex=True)))
+    bars = [figure.add_subplot(grid[row, 1]) for row in range(2)]
     for axes, policy in zip(bars, POLICIES, strict=True):
         draw_budget(axes, policy)
     bars[-1].set_xlabel("F, exposures of each infused fact")

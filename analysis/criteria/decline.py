@@ -8,7 +8,7 @@ decline is ``theta``: the log dose at which R = 1 - r, for a stated share r. It 
 decline, also where the curve has no corner.
 
 A run may have failed. A level is therefore, with a small probability, not of the curve at all but of any rate: one that
-stands alone costs that probability and no more (`criteria.robust`).
+is far from the others costs that probability and no more (`criteria.robust`).
 
 Levels before the plateau may be lower. A number of the first levels is therefore left free, each with a rate of its
 own, at the price that Bayes' rule asks for a free rate. The likelihood is integrated over that number, over A (Laplace)

@@ -42,10 +42,10 @@ class DataPrepConfig(Config):
     """``jsonl``, ``txt``, ``tsv`` or ``parquet`` for text files of any name; None: by the files' names."""
 
     tokenizer: Path | None = None
-    """A tokenizer to use, from where it is; None trains one on the general text and the names of all chosen facts."""
+    """Tokenizer to use, left in its place. None trains one on the general text and the names of all chosen facts."""
 
     vocab_size: int = 2048
-    """Pieces of a tokenizer that is trained here. Small models: the embedding is most of their parameters."""
+    """Pieces of a tokenizer that is trained here. The embedding has most of the parameters of a small model."""
 
     tokenizer_model: Annotated[str, Field(json_schema_extra={"enum": ["unigram", "bpe", "byte-bpe"]})] = "unigram"
     """``unigram`` or ``bpe`` (SentencePiece), or ``byte-bpe`` (a ``tokenizer.json``)."""

@@ -71,7 +71,7 @@ class SelectConfig(Config):
 
     permute_objects: bool = False
     """Permute the objects of each relation among its subjects, at random: no name then hints at its object. Facts whose
-    names hint at it are kept, for the hint is gone. A subject's object in the source is no distractor."""
+    names hinted at it are kept, as the hint is gone. A subject's object in the source is no distractor."""
 
     seed: int = 0
     """Seed of the split into groups, and of the permutation of objects."""

@@ -149,16 +149,23 @@ def _help(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
 def _configuration() -> Iterator[str]:
     yield "# Configuration keys\n\nGenerated from the code. Unknown keys are refused, the nearest valid one is named.\n"
     yield "## A run (`kis train RUN.yaml`)\n"
-    yield from _table(_keys(RunConfig, ""))
+    yield from _tables(_keys(RunConfig, ""), "run")
     yield "\n## A study (`kis study run STUDY.yaml`)\n"
     yield "An entry of the `ladder` takes the keys of a run's `model`, and `learning_rate` and `parallel`.\n"
-    yield from _table(_keys(StudyConfig, ""))
+    yield from _tables(_keys(StudyConfig, ""), "study")
 
 
-def _table(rows: Iterator[tuple[str, str, str]]) -> Iterator[str]:
-    yield "| key | default | what it is |\n|---|---|---|"
+def _tables(rows: Iterator[tuple[str, str, str]], kind: str) -> Iterator[str]:
+    """Yields one table for each section of the settings, the keys without a section first."""
+    by_section: dict[str, list[str]] = {"": []}
     for key, default, text in rows:
-        yield f"| `{key}` | {default} | {_escaped(text)} |"
+        row = f"| `{key}` | {default} | {_escaped(text)} |"
+        by_section.setdefault(key.rpartition(".")[0], []).append(row)
+    for section, keys in by_section.items():
+        yield f"### `{section}` of a {kind}\n" if section else f"### Top level of a {kind}\n"
+        yield "| key | default | what it is |\n|---|---|---|"
+        yield from keys
+        yield ""
 
 
 def _keys(kind: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:

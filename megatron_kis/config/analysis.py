@@ -64,7 +64,8 @@ class AnalysisConfig(Config):
     """Settings of criteria, law and report; they are written into every result."""
 
     split: Annotated[str, AfterValidator(_split), Field(json_schema_extra={"enum": list(SPLITS)})] = "held_out"
-    """Template split the criteria look at. Held-out templates tell memory of a fact from memory of a sentence."""
+    """Template split that the criteria use. Held-out templates distinguish memory of a fact from memory of a
+    sentence."""
 
     criterion: Annotated[str, AfterValidator(_criterion), Field(json_schema_extra={"enum": list(CRITERIA)})] = (
         "retention"
@@ -75,7 +76,7 @@ class AnalysisConfig(Config):
     fallen to margin_share of its highest level)."""
 
     onset_share: _OpenShare = 0.5
-    """Share of the plateau's excess over chance at which an onset is: the dose at which so much is learned."""
+    """Share of the plateau's excess over chance that defines the onset: the dose at which this much is learned."""
 
     margin_share: _OpenShare = 0.5
     """Share of its highest level to which the mean margin must have fallen, for ``criterion: half_margin``."""
@@ -83,31 +84,33 @@ class AnalysisConfig(Config):
     outcome: Annotated[Literal["accuracy", "pairwise"], Field(json_schema_extra={"enum": ["accuracy", "pairwise"]})] = (
         "accuracy"
     )
-    """Rate that the onset and the criteria ``retention``, ``hinge`` and ``tolerance_rule`` look at: ``accuracy``
-    (questions answered right) or ``pairwise`` (wrong options that score below the right one; chance 0.5)."""
+    """Rate that the onset and the criteria ``retention``, ``hinge`` and ``tolerance_rule`` use: ``accuracy`` (share of
+    questions answered correctly) or ``pairwise`` (share of wrong options that score below the right one; chance 0.5)."""
 
     axis: Annotated[
         Literal["auto", "frequency", "facts"], Field(json_schema_extra={"enum": ["auto", "frequency", "facts"]})
     ] = "auto"
     """Dose along which transitions are sought: ``frequency`` (F, at each number of facts), ``facts`` (the number K of
-    infused facts, at each F or infusion ratio), or ``auto``: facts where the runs vary K, and F where they do not, or
-    where a K has four doses of it."""
+    infused facts, at each F or infusion ratio), or ``auto``: facts if the runs vary K, and F if they do not or if some
+    K has four doses of it."""
 
     scoring: str = "statement"
-    """Scoring rule the criteria look at: summed log-likelihood of the whole statement, the object anywhere in it."""
+    """Scoring rule that the criteria use: the default is the summed log-likelihood of the whole statement, with the
+    object anywhere in it."""
 
     r: _OpenShare = 0.10
     """Relative fall that marks the collapse point. ``retention``: the share of the plateau's excess over chance that is
     lost. ``tolerance_rule``: the curve stays below (1 - r) of its maximum."""
 
     delta_min: _Share = 0.05
-    """Smallest fall, in rate, that may be called a collapse. A smaller one that is certain is inconclusive."""
+    """Smallest fall, in rate, that may be called a collapse. A smaller fall is inconclusive, even if it is certain."""
 
     alpha: _OpenShare = 0.05
-    """Level of the tests, for a whole curve (the onset's levels share it, the collapse test is calibrated for it)."""
+    """Level of the tests, for a whole curve. The onset's levels share it, and the collapse test is calibrated for
+    it."""
 
     tolerance: float = Field(0.05, gt=0)
-    """Relative excess of the validation loss over that of F = 0 which counts as collapse by loss tolerance."""
+    """Relative excess of the validation loss over that at F = 0 that counts as a collapse by loss tolerance."""
 
     overdispersion: _Share = 0.01
     """Intraclass correlation of the facts of one run (what a seed moves together) that is expected before the study's
@@ -115,8 +118,8 @@ class AnalysisConfig(Config):
     rate of one half, as two seeds of small trials showed."""
 
     reference_loss: _Share = 0.5
-    """Share of the peak's excess over chance whose loss must have been visible before "no collapse" is said; 0 asks
-    for the smallest collapse there is, delta_min (which takes a thousand facts)."""
+    """Share of the peak's excess over chance: "no collapse" is only said if the loss of this share would have been
+    visible. 0 stands for the smallest collapse, delta_min, which takes a thousand facts."""
 
     power: _OpenShare = 0.8
     """Least probability with which that loss would have been visible. Otherwise the status is inconclusive."""
@@ -140,8 +143,8 @@ class AnalysisConfig(Config):
     """Level of the law's confidence and prediction intervals."""
 
     looks: NonNegativeInt = 0
-    """Number of times that results will be looked at before more runs are added, declared beforehand; 0: not declared.
-    Intervals then hold over all looks together, and are narrower than without a number (``looked``)."""
+    """Number of looks at the results, declared beforehand, before more runs are added; 0: not declared. Intervals then
+    hold over all looks together, and are narrower than without a number (``looked``)."""
 
     looked: NonNegativeInt = 0
     """Number of times that the study was extended because of what its results showed. ``kis study next --write`` counts

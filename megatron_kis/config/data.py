@@ -44,9 +44,9 @@ class BackgroundConfig(Config):
     """Exposures of each background fact in a run without infusion."""
 
     groups: tuple[BackgroundGroup, ...] = ()
-    """Groups of background facts that are shown differently often, each {facts, frequency}, in place of ``frequency``.
-    They take the facts one after the other, in the order of ``infusion.facts``; facts beyond their sum are neither
-    shown nor asked for. A list in place of the whole section is these groups, with the policy ``protected``."""
+    """Groups of background facts with different frequencies, each {facts, frequency}, in place of ``frequency``. They
+    get the facts one after the other, in the order of ``infusion.facts``. Facts beyond their sum are neither shown nor
+    asked about. A list in place of the whole section is these groups, with the policy ``protected``."""
 
     schedule: str | dict[str, Any] = "uniform"
     """Schedule of the exposures of protected facts, one for all groups: as ``infusion.schedule``."""
@@ -86,37 +86,36 @@ class InfusionConfig(Config):
     """Amount of infusion, its schedule and its templates."""
 
     frequency: float | None = Field(None, ge=0)
-    """Infusion frequency F, exposures of each infused fact; their mean if it is no whole number or ``zipf_exponent`` is
-    above 0."""
+    """Infusion frequency F, exposures of each infused fact. It is their mean if it is not a whole number or
+    ``zipf_exponent`` is above 0."""
 
     frequencies: Path | None = None
     """File with the exposures of each fact, in place of ``frequency``: lines ``fact<TAB>count``, one per infused
     fact."""
 
     facts: PositiveInt | None = None
-    """Number K of infused facts that are shown, and asked for: the first K in an order in which each relation has its
-    share, so that the facts of a smaller K are among those of a larger one. The order is that of the data, the same
-    for every seed. All if not given. Facts that share their
-    options follow each other: take a multiple of options x relations."""
+    """Number K of infused facts that are shown and asked about; all if not given. They are the first K in an order of
+    the data that is the same for every seed. Each relation has its share, and the facts of a smaller K are among those
+    of a larger one. Facts that share their options follow each other, so choose a multiple of options x relations."""
 
     ratio: float | None = Field(None, ge=0, le=1)
     """Infusion ratio rho, share of the tokens for infused facts, in place of ``frequency``; met to within one
     exposure."""
 
     begins: float | None = Field(None, gt=0, lt=1)
-    """Share of the run after which infused facts are shown; before it the plan does not depend on the dose, so that
-    runs of several doses can share what was trained until then (``trunk``). ``schedule`` is one of the rest. None: from
-    the start."""
+    """Share of the run after which infused facts are shown. Before it the plan does not depend on the dose, so that
+    runs of several doses can share this part (``trunk``). ``schedule`` covers the rest. None: from the start."""
 
     zipf_exponent: float = Field(0.0, ge=0)
-    """Inequality of the facts' popularity: frequencies fall as this power of the rank, which is drawn. 0: all alike."""
+    """Inequality of the facts' popularity: frequencies fall as this power of the fact's rank, which is random. 0: all
+    equal."""
 
     schedule: str | dict[str, Any] = "uniform"
     """Schedule of the exposures: ``uniform``, ``front_loaded``, ``back_loaded``, or {kind: window, start, end},
     {kind: final, share}, {kind: bursts, count, width}, in shares of the run."""
 
     templates: Literal["round_robin", "random"] | NonNegativeInt = "round_robin"
-    """Train template that an exposure shows: all equally often, in turn or in random turns, or always one (its number,
+    """Train template that an exposure shows: all equally often, in turn or in random order, or always one (its number,
     from 0)."""
 
     background: Background = BackgroundConfig()
@@ -167,7 +166,8 @@ class DataConfig(Config):
 
     fingerprints: dict[str, str] = Field(default_factory=dict)
     """Fingerprints that the files must have, by name: tokenizer, corpus, validation, exposures, questions. A study
-    writes those of its data into each run, so that no run trains on files that were made again meanwhile."""
+    writes the fingerprints of its data into each run, so that no run trains on files that were made again in the
+    meantime."""
 
     @field_validator("fingerprints")
     @classmethod
@@ -214,15 +214,14 @@ class DocumentsConfig(Config):
     """Boundaries between the documents of a sequence (exposures and general text)."""
 
     reset_attention: bool = False
-    """Whether no token attends to another document. Rotary positions are distances, so that positions begin again,
+    """Whether tokens attend only to their own document. Rotary positions are distances, so that positions start again,
     too. Costs a mask of L x L per sequence."""
 
     eod_belongs_to: Literal["next", "previous"] | None = None
-    """The document that an end-of-document token is part of, with ``reset_attention``. ``next``: the one that begins
-    after it, so that every exposure is trained after this token, as the probe asks about it; general text then comes
-    before the exposures of its sequence. ``previous``: the one that it ends, as with Megatron-LM's
-    ``--reset-attention-mask``. None: ``next``, or ``previous`` where the tokenizer puts a token of its own before each
-    document."""
+    """Document to which an end-of-document token belongs, with ``reset_attention``. ``next``: the document after it.
+    Every exposure is then trained after this token, as the probe asks about it, and general text comes before the
+    exposures of its sequence. ``previous``: the document before it, as with Megatron-LM's ``--reset-attention-mask``.
+    None: ``next``, or ``previous`` if the tokenizer puts a token of its own before each document."""
 
     @model_validator(mode="after")
     def _has_an_effect(self) -> DocumentsConfig:
@@ -245,5 +244,5 @@ class DocumentsConfig(Config):
         return not tokenizer_begins if self.eod_belongs_to is None else self.eod_belongs_to == "next"
 
     mask_boundaries: bool = False
-    """Whether there is no loss where the first token of a document would be predicted from the one before it
-    (``--eod-mask-loss``)."""
+    """Whether the first token of a document is left out of the loss, since it would be predicted from the document
+    before it (``--eod-mask-loss``)."""

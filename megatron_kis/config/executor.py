@@ -13,7 +13,8 @@ class ExecutorConfig(Config):
     """Execution of runs on this machine."""
 
     workers: int | None = Field(None, gt=0)
-    """Number of runs side by side; if not given, as many as the GPUs take, or as there are cores (for ``threads``)."""
+    """Number of runs side by side; if not given, as many as fit on the GPUs, or on the cores (with ``threads``
+    each)."""
 
     threads: int = Field(1, gt=0)
     """Number of threads of each process. Small models gain more from runs side by side than from threads."""
@@ -22,10 +23,11 @@ class ExecutorConfig(Config):
     """GPUs to use: those of CUDA_VISIBLE_DEVICES, or all; or their number; or their names."""
 
     cells_per_gpu: int = Field(1, gt=0)
-    """Number of runs of one rank that share a GPU. Several small ones use it better than one."""
+    """Number of runs of one rank that share a GPU. Several small runs use it better than one."""
 
     pin: bool | Literal["auto"] = "auto"
-    """Whether each run keeps to cores of its own; ``auto``: where all workers together take every core."""
+    """Whether each run is pinned to cores of its own; ``auto``: if GPUs are assigned, or all workers together use every
+    core."""
 
     retries: int = Field(1, ge=0)
     """Number of times that a failed run is tried again before it is given up. Wrong input (status 2) is given up at
@@ -35,5 +37,5 @@ class ExecutorConfig(Config):
     """Seconds that runs have to save and end when the executor is asked to stop; then they are killed."""
 
     lease_minutes: float = Field(10.0, gt=0)
-    """Minutes after which an executor on another machine that gives no sign of life counts as dead; its runs are taken
+    """Minutes without a sign of life after which an executor on another machine counts as dead, and its runs are taken
     over."""

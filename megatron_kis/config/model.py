@@ -46,15 +46,15 @@ class ModelConfig(Config):
     """Constant that is added to the mean square in RMSNorm."""
 
     init_from: Path | None = None
-    """Folder of ``kis import hf`` with the weights to begin with. The other keys must be those that it names."""
+    """Folder of ``kis import hf`` with the initial weights. The other keys must be those that it names."""
 
     init_std: float = Field(0.02, gt=0)
     """Standard deviation of the initial weights (GPT-2's value)."""
 
     transformer_impl: Literal["auto", "transformer_engine", "sdpa", "local"] = "auto"
     """Implementation of the layers: Transformer Engine's; Megatron-Core's with PyTorch's fused attention; or all
-    Megatron-Core's own (to compare). ``auto``: Transformer Engine where it can be imported and there is CUDA, ``sdpa``
-    elsewhere and in fp32, in which Transformer Engine's attention writes its scores to memory."""
+    Megatron-Core's own (to compare). ``auto``: Transformer Engine if it can be imported and there is CUDA, else
+    ``sdpa``. In fp32 ``auto`` is ``sdpa``, because Transformer Engine's attention then writes its scores to memory."""
 
     @field_validator("preset")
     @classmethod

@@ -46,7 +46,7 @@ class EvalScheduleConfig(Config):
     """Shares of the run, each in [0, 1]; 1 is after the last step."""
 
     every: int | None = Field(None, gt=0)
-    """Number of steps after which it also happens, again and again."""
+    """Number of steps after which it happens again."""
 
     tokens: tuple[Annotated[Count, Field(ge=0)], ...] = ()
     """Numbers of trained tokens at which it also happens: after the step that reaches them. Numbers beyond the run's
@@ -83,8 +83,8 @@ class ProbeConfig(Config):
     split that is left out is not evaluated."""
 
     facts_per_group: PositiveInt | None = None
-    """Largest number of facts of a group that are asked for, to save time: the first ones in the order of
-    ``infusion.facts``, of background facts the first ones of each frequency. All if not given."""
+    """Largest number of facts per group that are asked about, to save time; all if not given. They are the first ones
+    in the order of ``infusion.facts``, and of background facts the first ones of each frequency."""
 
     batch_size: int = Field(512, gt=0)
     """Options scored in one forward pass."""
@@ -102,7 +102,7 @@ class CheckpointScheduleConfig(EvalScheduleConfig):
     """Moments at which a run is saved."""
 
     minutes: float | None = Field(15.0, gt=0)
-    """Minutes since the last checkpoint after which the run is saved again: what a crash can cost at most."""
+    """Minutes since the last checkpoint after which the run is saved again. A crash costs at most this."""
 
 
 class CheckpointConfig(Config):
@@ -113,10 +113,10 @@ class CheckpointConfig(Config):
     again."""
 
     keep_last: int = Field(2, ge=1)
-    """Number of newest checkpoints that stay; two, so that one is left if the other is damaged."""
+    """Number of newest checkpoints that are kept; two, so that one is left if the other is damaged."""
 
     keep_best: bool = True
-    """Whether the checkpoint with the lowest validation loss stays (of those saved where the loss was measured)."""
+    """Whether the checkpoint with the lowest validation loss is kept (of those saved where the loss was measured)."""
 
     asynchronous: bool = True
     """Whether to write while training continues; costs a copy of weights and optimizer in the host's memory."""
@@ -158,7 +158,7 @@ class RunConfig(Config):
     """The run's folder."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device to train on; ``auto`` is CUDA where there is one."""
+    """Device to train on; ``auto`` is CUDA if there is one."""
 
     data: DataConfig
     """Files of text, exposures, questions and the tokenizer."""
@@ -173,13 +173,13 @@ class RunConfig(Config):
     """Amount and schedule of the infused facts."""
 
     extends: Path | None = None
-    """Folder of a finished run that this one continues: its plan comes first, and ``infusion`` says what is shown in
-    the tokens that are added (``token_budget`` is that of the whole)."""
+    """Folder of a finished run that this one continues. Its plan comes first, and ``infusion`` says what is shown in
+    the added tokens (``token_budget`` is the total)."""
 
     trunk: Path | None = None
-    """Folder of a run of the same settings but for the dose: this run takes over its checkpoint of the step at which
-    infusion begins (``infusion.begins``), with what comes before it. Where there is none it trains these steps itself,
-    to the same result."""
+    """Folder of a run that has the same settings except for the dose. This run starts from its checkpoint of the step
+    at which infusion begins (``infusion.begins``). If there is none, it trains these steps itself, with the same
+    result."""
 
     documents: DocumentsConfig = DocumentsConfig()
     """Treatment of the boundaries between documents."""

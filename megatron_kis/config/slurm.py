@@ -170,8 +170,8 @@ class SmallJobsConfig(JobConfig):
     """Cells that fit into a task of the array, several of them in each."""
 
     cells_per_task: PositiveInt = 8
-    """Cells that a task of the array works through. How many of them side by side, ``executor`` says (``workers``,
-    ``cells_per_gpu``). Few tasks of many cells are kinder to the scheduler than many tasks."""
+    """Cells that a task of the array executes. ``executor`` says how many of them run side by side (``workers``,
+    ``cells_per_gpu``). Few tasks of many cells are a smaller load on the scheduler than many tasks."""
 
     gpus: NonNegativeInt | None = None
     """GPUs of a task; one if the nodes have any. Cells of more ranks are large ones."""
@@ -180,14 +180,15 @@ class SmallJobsConfig(JobConfig):
     """Number of cores of a task."""
 
     at_once: PositiveInt | None = None
-    """Tasks that may run at the same time; as many as the queue lets if not given."""
+    """Tasks that may run at the same time; as many as the queue allows if not given."""
 
 
 class LargeJobsConfig(JobConfig):
     """Cells of several ranks, each on nodes of its own."""
 
     launcher: Literal["srun", "torchrun"] = "srun"
-    """``srun`` starts every rank itself; or it starts torchrun once per node, which starts the ranks."""
+    """``srun`` starts every rank itself; with ``torchrun``, srun starts one torchrun per node, which starts the
+    ranks."""
 
     ranks_per_node: PositiveInt | None = None
     """Ranks that share a node; its GPUs if not given (one where there are none)."""
@@ -196,7 +197,7 @@ class LargeJobsConfig(JobConfig):
     """Number of cores of a rank."""
 
     at_once: PositiveInt | None = None
-    """Cells of one shape that may run at the same time; as many as the queue lets if not given."""
+    """Cells of one shape that may run at the same time; as many as the queue allows if not given."""
 
 
 class ContainerConfig(Config):
@@ -240,8 +241,8 @@ class ClusterConfig(JobConfig):
     """The job that writes the report."""
 
     grace_seconds: int = Field(300, ge=10)
-    """Seconds before the time limit at which a job is told, so that its cells can save a checkpoint. SLURM looks every
-    30 seconds, and may be up to 60 early."""
+    """Seconds before the time limit at which a job is signalled, so that its cells can save a checkpoint. SLURM checks
+    every 30 seconds, and may be up to 60 seconds early."""
 
     requeues_without_progress: int = Field(2, ge=0)
     """Number of times in a row that a job may be requeued without a new checkpoint; then it ends, and names its
@@ -254,19 +255,19 @@ class ClusterConfig(JobConfig):
     """Environment modules to load."""
 
     environment: Annotated[dict[str, Line], AfterValidator(_variables)] = Field(default_factory=dict)
-    """Variables for all jobs; they go before what kis works out (MASTER_ADDR, GLOO_SOCKET_IFNAME ...)."""
+    """Variables for all jobs. They have precedence over those that kis sets (MASTER_ADDR, GLOO_SOCKET_IFNAME ...)."""
 
     setup: tuple[Line, ...] = ()
     """Shell commands before everything else, such as ``source /opt/env/bin/activate``. They are run as they are."""
 
     python: Line | None = None
-    """Python on the nodes, outside of any container; the one that submits if not given."""
+    """Python on the nodes, outside of any container; if not given, the Python that submits."""
 
     max_array_size: PositiveInt | None = None
-    """Tasks of one array at most; what the cluster says (its MaxArraySize) if not given."""
+    """Largest number of tasks of one array; the cluster's MaxArraySize if not given."""
 
     templates: Path | None = None
-    """Folder with edited templates of the scripts; those that are not there are kis's own."""
+    """Folder with edited templates of the scripts. For files that are not there, the templates of kis are used."""
 
     @model_validator(mode="after")
     def _can_be_told_in_time(self) -> ClusterConfig:

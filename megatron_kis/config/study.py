@@ -115,8 +115,8 @@ class TrunkConfig(Config):
     """What runs of a size, budget and seed share."""
 
     share: float = Field(gt=0, lt=1)
-    """Share of the steps that only the run without infusion trains. All other runs take over its checkpoint, and are
-    infused from there on (``infusion.begins`` of a run); a ratio is still one of all tokens."""
+    """Share of the steps that only the run without infusion trains. All other runs start from its checkpoint, and are
+    infused from there on (``infusion.begins`` of a run). A ratio is still a share of all tokens."""
 
 
 class StudyTraining(Config):
@@ -154,7 +154,7 @@ class StudyConfig(Config):
     """Folder for its data, runs and report."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device to train on; ``auto`` is CUDA where there is one."""
+    """Device to train on; ``auto`` is CUDA if there is one."""
 
     data: DataPrepConfig
     """Sources and choices of the data."""
@@ -173,8 +173,8 @@ class StudyConfig(Config):
     """Infusion frequencies F; 0 is the run without infusion."""
 
     infusion_ratios: Ratios = ()
-    """Infusion ratios rho, shares of the tokens for infused facts, next to ``frequencies`` or in place of them: each
-    number of facts is shown as often as its share allows. 0 is the run without infusion."""
+    """Infusion ratios rho, shares of the tokens for infused facts, in addition to ``frequencies`` or in place of them.
+    Each number of facts is shown as often as its share allows. 0 is the run without infusion."""
 
     seeds: Counts = (0,)
     """Seeds of weights, orders and exposures; each is one run per cell."""

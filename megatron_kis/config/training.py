@@ -49,7 +49,7 @@ class OptimizerConfig(Config):
     """AdamW and the learning-rate schedule."""
 
     learning_rate: float = Field(3e-3, gt=0)
-    """Peak learning rate; of a model of ``reference_width``, if that is given."""
+    """Peak learning rate; if ``reference_width`` is given, that of a model of this width."""
 
     reference_width: int | None = Field(None, gt=0)
     """Width for which ``learning_rate`` was tuned. A model's own peak is then learning_rate x reference_width / width,
@@ -94,11 +94,11 @@ class GuardConfig(Config):
     """Handling of steps that go wrong."""
 
     skip_in_a_row: int = Field(0, ge=0)
-    """Bad steps in a row whose update is left out before the run stops; 0 stops at the first. Their exposures do not
+    """Number of bad steps in a row that are skipped before the run stops; 0 stops at the first. Their exposures do not
     count as received, and the run's record names them."""
 
     loss_rise: float | None = Field(None, gt=0)
-    """Nats above the running mean of the loss from which a step is bad; if not given, only losses that are not finite
+    """A step is bad if its loss is this many nats above the running mean. If not given, only losses that are not finite
     are bad."""
 
     hang_minutes: float | None = Field(30.0, gt=0)
@@ -109,7 +109,7 @@ class TrainingConfig(Config):
     """Budget, batches and precision."""
 
     token_budget: Count = Field(gt=0)
-    """Token budget D; rounded down to whole global batches."""
+    """Token budget D, rounded down to whole global batches."""
 
     sequence_length: Count = Field(ge=2)
     """Sequence length L in tokens."""
@@ -124,14 +124,14 @@ class TrainingConfig(Config):
     """Seed of the weights, the order of the text and the exposures."""
 
     precision: Precision = "auto"
-    """``auto``: bf16 on CUDA, fp32 on the CPU, which trains in nothing else: there weights of bf16 would have no copies
-    in fp32 that take up small updates. ``fp8``: bf16 weights, and in training steps Transformer Engine's matrix
-    products in FP8 (E4M3 forward, E5M2 backward, delayed scaling); needs it and CUDA, and sizes that are multiples of
-    16. Probes and validation compute with the same weights in bf16, as does whoever opens an export."""
+    """``auto`` is bf16 on CUDA and fp32 on a CPU. A CPU trains only in fp32, because weights in bf16 would have no
+    copies in fp32 there, and small updates would be lost. ``fp8``: weights in bf16, and Transformer Engine's matrix
+    products in FP8 in training steps (E4M3 forward, E5M2 backward, delayed scaling). It needs Transformer Engine, CUDA,
+    and sizes that are multiples of 16. Probes, validation and exports use the same weights in bf16."""
 
     deterministic: bool = False
-    """Use only kernels that repeat their bits, on CUDA: equal runs on equal machines, libraries and layouts then have
-    equal bits. It costs speed (attention without cuDNN, NCCL without NVLink's sums). A CPU always repeats its bits."""
+    """Use only deterministic kernels on CUDA: equal runs on equal machines, libraries and layouts then have equal bits.
+    It costs speed (attention without cuDNN, NCCL without NVLink's sums). A CPU is always deterministic."""
 
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW and its schedule."""
@@ -167,7 +167,7 @@ class ParallelConfig(Config):
     """The parallel layout; data parallelism takes what remains of the processes."""
 
     replicas: int = Field(1, ge=1)
-    """Data-parallel replicas that ``kis study`` starts. ``kis train`` takes as many as it is started with."""
+    """Data-parallel replicas that ``kis study`` starts. ``kis train`` uses as many as it is started with."""
 
     tensor: int = Field(1, ge=1)
     """Tensor-parallel size: number of ranks that share each layer."""
@@ -180,11 +180,11 @@ class ParallelConfig(Config):
     micro-batches of a step must be a multiple of the stages."""
 
     context: int = Field(1, ge=1)
-    """Ranks that share each sequence, for sequences too long for one. Transformer Engine's layers pass keys and values
-    round; with ``sdpa`` each rank gathers them all."""
+    """Ranks that share each sequence, for sequences too long for one rank. Transformer Engine's layers pass keys and
+    values around a ring. With ``sdpa`` each rank gathers them all."""
 
     sequence: bool = False
-    """Split norms and residuals over the tensor ranks along the sequence, too."""
+    """Whether norms and residuals are also split over the tensor ranks, along the sequence."""
 
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations that are computed again in the backward pass to save memory: none, those of the feed-forward blocks

@@ -238,7 +238,7 @@ def test_a_table_of_survival_is_refused_before_the_facts_are_read(tmp_path):
         with pytest.raises(InputError, match=f"^{message}"):
             kis(*given, *choices)
     without(runs, "group", "background")
-    with pytest.raises(InputError, match="no run asked for background facts; select background facts"):
+    with pytest.raises(InputError, match="no run asked about background facts; select background facts"):
         kis(*given, "--split", "train")
     assert not output.exists()
 

@@ -81,7 +81,7 @@ def test_wrong_curves_are_named_by_file_line_and_column(tmp_path, text, said):
         ("1000,50,collapse,5,4,6,done", r"p.csv:2: column 'status'"),
         ("1000,50,collapse,,4,6,collapsed", r"p.csv:2: column 'value'"),
         ("1000,50,collapse,0,,6,collapsed", r"p.csv:2: column 'value'"),
-        ("1000,50,collapse,9,4,6,collapsed", r"p.csv:2: column 'value': 9 lies outside"),
+        ("1000,50,collapse,9,4,6,collapsed", r"p.csv:2: column 'value': 9 is outside"),
         ("1000,50,collapse,,,inf,right_censored", r"p.csv:2: column 'low'"),
         ("1000,50,collapse,,,inf,left_censored", r"p.csv:2: column 'high'"),
         ("0,50,collapse,5,4,6,collapsed", r"p.csv:2: column 'params'"),

@@ -133,7 +133,7 @@ def test_a_diverged_run_without_infusion_leaves_nothing_to_compare_with():
     losses = {d: [loss] for d, loss in POWER.items()}
     point = point_of(losses | {0.0: [6.0]})
     assert point.status == "inconclusive"
-    assert "the run of seed 0 at F = 0 stands alone" in point.reason
+    assert "the run of seed 0 at F = 0 is far from the other runs" in point.reason
 
 
 def test_of_two_seeds_that_disagree_the_one_that_the_neighbours_contradict_is_left_out():

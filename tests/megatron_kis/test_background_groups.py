@@ -230,7 +230,7 @@ def test_a_study_of_groups_shows_them_in_its_plan(
     assert main(["study", "plan", str(study)]) == 0
     said = capsys.readouterr().out
     assert "2, 6" in said
-    assert "12 of 16 background facts are shown and asked for" in said
+    assert "12 of 16 background facts are shown and asked about" in said
     assert main(["study", "plan", str(study), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["runs"][0]["background_groups"] == GROUPS
 

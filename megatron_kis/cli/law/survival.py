@@ -79,10 +79,10 @@ def _check_asked(runs: Runs, settings: AnalysisConfig) -> None:
     rows = runs.probes[runs.probes["group"] == BACKGROUND]
     splits, rules = sorted(set(rows["split"])), sorted(set(rows["scoring"]))
     if not splits:
-        problem = "no run asked for background facts"
+        problem = "no run asked about background facts"
         raise InputError(problem, where=str(runs.folder), remedy="select background facts, and probe them")
     if settings.split not in splits:
-        problem = f"no run asked for background facts with templates of split {settings.split!r}"
+        problem = f"no run asked about background facts with templates of split {settings.split!r}"
         raise InputError(problem, where="--split", remedy=f"valid: {', '.join(splits)}")
     if settings.scoring not in rules:
         problem = f"no run was scored by rule {settings.scoring!r}"

@@ -78,7 +78,7 @@ def _plan(options: argparse.Namespace) -> int:
         print_table(f"{title} (--all shows each)", columns, _summary(rows), numbers=True)
     shown = sum(group["facts"] for group in rows[0]["background_groups"])
     if 0 < shown < rows[0]["background_facts"]:
-        print(f"{shown:,} of {rows[0]['background_facts']:,} background facts are shown and asked for")
+        print(f"{shown:,} of {rows[0]['background_facts']:,} background facts are shown and asked about")
     branches = sum(row["trunk"] is not None for row in rows)
     if study.trunk is not None:
         print(f"{branches:,} runs branch at {study.trunk.share:g} of their tokens; their FLOPs are those after it")

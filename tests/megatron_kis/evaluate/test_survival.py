@@ -107,7 +107,7 @@ def _refuses_other_facts(facts: list[Fact], folder: Path, choices: tuple[Any, ..
         assert "give the facts.jsonl that the data of these runs were made from" in capsys.readouterr().err
     output = Path(choices[choices.index("--output") + 1])
     before = output.read_bytes()
-    with pytest.raises(InputError, match="no run asked for background facts with templates of split 'essay'"):
+    with pytest.raises(InputError, match="no run asked about background facts with templates of split 'essay'"):
         write_survival([folder / "runs" / "none"], facts, output, split="essay", rule="statement")
     assert output.read_bytes() == before
 
