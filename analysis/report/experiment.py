@@ -21,9 +21,10 @@ from megatron_kis.common.units import duration
 
 logger = logging.getLogger(__name__)
 
-_QUESTIONS = "inputs/questions.jsonl.gz"
+_QUESTIONS = "inputs/questions*.jsonl*"
 _TOKENIZERS = "inputs/tokenizer*"
 _SEARCHED = 20_000  # lines of a file of questions in which an example is looked for
+_ASKED = 20  # runs in whose folders one is looked for
 _LISTED = 8
 
 
@@ -195,16 +196,16 @@ def _example(runs: Runs, split: str) -> Example | None:
     """Returns an infused fact with its question, decoded from what a run keeps of its inputs."""
     from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 
-    folder = next(
-        (runs.folder / name for name in runs.runs["run"] if (runs.folder / name / _QUESTIONS).is_file()), None
-    )
-    if folder is None:
+    folders = [runs.folder / name for name in runs.runs["run"].head(_ASKED)]
+    questions = next((path for folder in folders for path in sorted(folder.glob(_QUESTIONS))), None)
+    if questions is None:
         return None
-    rows = list(_rows_of_a_fact(folder / _QUESTIONS, split))
+    rows = list(_rows_of_a_fact(questions, split))
     asked = next((row for row in rows if row["split"] == split), None)
     if asked is None:
         return None
-    model = next(path for path in sorted(folder.glob(_TOKENIZERS)) if not path.name.endswith(".meta.json"))
+    models = sorted(questions.parent.parent.glob(_TOKENIZERS))
+    model = next(path for path in models if not path.name.endswith(".meta.json"))
     tokenizer = load_tokenizer(model)
     right = asked["options"][asked["answer"]]
     shown = next((row for row in rows if row["split"] == "train"), None)

@@ -148,9 +148,9 @@ def test_runs_that_do_not_count_are_named_on_stderr(tmp_path, capsys):
 def test_points_that_support_no_law_are_wrong_input_and_write_nothing(points_csv, tmp_path):
     lines = points_csv.read_text().splitlines()
     points_csv.write_text("\n".join(lines[:3]) + "\n")
-    with pytest.raises(InputError, match="at least 3 distinct N"):
+    with pytest.raises(InputError, match="only, and a law takes at least 3"):
         kis("fit", "--points", points_csv, "--output", tmp_path / "law.json")
-    with pytest.raises(InputError, match="at least 3 distinct N"):
+    with pytest.raises(InputError, match="only, and a law takes at least 3"):
         kis("fit", "--points", points_csv, "--kind", "collapse", "--output", tmp_path / "law.json")
     assert not (tmp_path / "law.json").exists()
 
@@ -164,7 +164,7 @@ def test_slices_that_support_no_law_are_named_and_the_others_are_fitted(group, t
     asked = ["fit", "--points", path, "--kind", "collapse", *group, "--output", output]
     assert kis(*asked) == 0
     printed = capsys.readouterr().out
-    assert "no law: Collapse of infused facts, F at K = 900: bracketed points of 2 sizes N only" in printed
+    assert "no law: Collapse of infused facts, F at K = 900: it was seen in 2 model sizes only" in printed
     record = json.loads(output.read_text())
     assert [law["held"] for law in record["laws"]] == [400, None]
     assert [(item["held"], item["code"]) for item in record["refused"]] == [("900.0", "few_points")]
