@@ -1,4 +1,4 @@
-"""The tables of the pages in docs/study, out of the results beside them: no number of theirs is written by hand.
+"""The tables of the pages in docs/study and of the tutorial, from committed results: none is written by hand.
 
     python -m benchmarks.study_page collect STUDY_FOLDER NAME    # takes a study's results into docs/study/results/NAME
     python -m benchmarks.study_page fill                         # writes the tables into the pages
@@ -42,7 +42,7 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import read_json
 
 FOLDER = Path(__file__).parents[1] / "docs" / "study"
-PAGES = sorted(FOLDER.glob("*.md"))
+PAGES = [*sorted(FOLDER.glob("*.md")), FOLDER.parent / "tutorial.md"]
 RESULTS = FOLDER / "results"
 _TABLE = re.compile(r"(<!-- table: (?P<words>.*?) -->\n).*?(?=<!-- end -->)", re.S)
 _KEPT = ("points.csv", "law.json", "prediction.json")

@@ -17,7 +17,8 @@ from tests.forked import run_kis
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-_BLOCK = re.compile(r"^( *)(?:<!-- (?P<note>.*?) -->\n *)?```(?P<info>[^\n`]*)\n(?P<text>.*?)^ *```$", re.M | re.S)
+_NOTE = r"(?:<!-- (?P<note>(?:(?!-->).)*?) -->\n *)?"
+_BLOCK = re.compile(rf"^( *){_NOTE}```(?P<info>[^\n`]*)\n(?P<text>.*?)^ *```$", re.M | re.S)
 _WITHOUT_MODELS = ("law", "plan", "schema")  # commands that import neither PyTorch nor Megatron-Core
 
 

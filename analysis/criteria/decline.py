@@ -39,7 +39,7 @@ _NO_RISE = 0.6  # prior that the plateau begins at the first level
 _RISES = 5  # numbers of free levels that are tried
 _FAR_BEHIND = 8.0  # log-likelihood of a number of free levels that adds nothing to the sum
 _FITTED = 3  # parameters of a decline that the deviance is reduced by: theta, g, A
-_HOPELESS = 10.0  # log-likelihood behind the best one of a form that adds nothing anywhere
+_HOPELESS = 10.0  # log-likelihood below the best one of a form that adds nothing anywhere
 _ROUNDS = 6  # scoring steps to A, which is one concave parameter
 _STILL = 1e-5  # a step to A that is the last
 _FAR = 60.0  # log dose of F = 0, and its mirror image
@@ -208,7 +208,7 @@ def _free_levels(right: Array, wrong: Array) -> tuple[list[int], list[float]]:
     """Returns the numbers of first levels that may be off the plateau, and the log-probability of each.
 
     A free rate is uniform below the highest rate of the others, u, which costs log of the integral of
-    p^k (1 - p)^(n - k) from 0 to u, over u. Numbers are left out that are far behind the best one even where the other
+    p^k (1 - p)^(n - k) from 0 to u, over u. Numbers that are far below the best one are left out even where the other
     levels are fitted by any curve that never rises.
     """
     levels = len(right)

@@ -32,8 +32,10 @@ from megatron_kis.config.analysis import AnalysisConfig
 PRIOR_FREEDOM = 3.0
 _PRIOR_TAIL, _PRIOR_SPREAD = 4.0, 0.75
 _LEVEL = 0.0003  # of p (1 - p): a standard deviation of 0.04 on the logit scale
-_FEWEST_LEVELS = 4  # fewer say nothing beside their best curve
+_FEWEST_LEVELS = 4  # fewer say nothing about the scatter around their best curve
 _RESAMPLES = 200
+# Degrees of freedom, as simulated studies of 4 to 12 levels and 1 to 3 seeds have them (tests/analysis).
+_PER_SEED, _FIRST_SHAPE, _PER_LEVEL = 0.95, 0.4, 0.55
 
 
 def with_dispersion(curves: Sequence[Curve], settings: AnalysisConfig) -> list[Curve]:
@@ -49,7 +51,7 @@ def with_dispersion(curves: Sequence[Curve], settings: AnalysisConfig) -> list[C
 
 
 def dispersion_of(curve: Curve, settings: AnalysisConfig) -> Dispersion:
-    """Returns the dispersion of a curve: its study's, or what it tells itself beside the prior."""
+    """Returns the dispersion of a curve: its study's, or what it shows itself, together with the prior."""
     return curve.dispersion or study_dispersion([curve], settings)
 
 
@@ -92,6 +94,26 @@ def _estimated(curves: Sequence[Curve], settings: AnalysisConfig) -> Dispersion:
     facts = float(np.median(np.concatenate([_facts_of(curve, seen) for curve in curves])))
     scale, level, total = _posterior(prior, (within, freedom), shapes, facts)
     return Dispersion(scale, level, total, _said(curves, freedom, len(shapes)), usual)
+
+
+def expected_dispersion(facts: float, models: Sequence[Sequence[int]], settings: AnalysisConfig) -> Dispersion:
+    """Returns the dispersion that a study will find if its runs vary as `AnalysisConfig.overdispersion` expects.
+
+    Args:
+        facts: that a run is asked about.
+        models: runs at each level, by model.
+        settings: the declared settings.
+    """
+    prior = 1 + max(facts - 1, 0.0) * settings.overdispersion
+    within = _PER_SEED * sum(runs - 1 for levels in models for runs in levels)
+    usual = facts * float(np.median([runs for levels in models for runs in levels]))
+    shapes = [
+        (prior, _FIRST_SHAPE + _PER_LEVEL * (len(levels) - _FEWEST_LEVELS), usual)
+        for levels in models
+        if len(levels) >= _FEWEST_LEVELS
+    ]
+    scale, level, freedom = _posterior(prior, (prior, within), shapes, usual)
+    return Dispersion(scale, level, freedom, "expected", facts)
 
 
 def _independent(curves: Sequence[Curve]) -> list[Curve]:
@@ -146,7 +168,7 @@ def _around(curve: Curve, guess: Dispersion, settings: AnalysisConfig) -> tuple[
     for _ in range(2):
         weight = facts / scale
         fit = unimodal_fit(rate, weight)
-        # A level at 0 or 1 shows no noise however much runs vary, and must not be taken for a level without any.
+        # A level at 0 or 1 shows no noise however much runs vary, and must not be treated as a level without any.
         p = np.where((fit > 0) & (fit < 1), (fit * weight + 0.5) / (weight + 1), fit)
         drawn = draw(generator, p, weight, np.inf, _RESAMPLES)
         noise = 2 * (log_likelihood(drawn, drawn, weight).sum(axis=1) - unimodal_likelihood(drawn, weight))

@@ -1,4 +1,4 @@
-"""Collapse by memory, the primary criterion: tau, the hinge of a rise-then-fall curve, with a calibrated interval.
+"""Collapse by memory, criterion ``hinge``: tau, the hinge of a rise-then-fall curve, with a calibrated interval.
 
 1. Is there a memory at all: the highest rate must beat chance.
 2. Does it fall: a sup-likelihood-ratio test against every non-decreasing curve (`unimodal.fall_test`), and a fall of
@@ -119,7 +119,7 @@ class Verdicts:
     at_once: Bools
     """Whether a fallen curve falls from its first level on."""
     at_end: Bools
-    """Whether tau lies at or after the last level but one: the fitted curve falls at the largest F alone."""
+    """Whether tau is at or after the last level but one: the fitted curve falls at the largest F alone."""
     level: npt.NDArray[np.int64]
     """The last level at which a curve without a fall has certainly kept 1 - r of its plateau (`criteria.bound`)."""
     alone: Bools
@@ -204,7 +204,7 @@ def _rests_on_one_run(seen: Evidence, critical: Array | float, falls: Bools) -> 
 
 
 def _falls_at_once(seen: Evidence, fits: HingeFits, fallen: Bools, confidence: float) -> Bools:
-    """Returns [R] whether a curve is lower at its second level already and falls on: tau lies before that level.
+    """Returns [R] whether a curve is lower at its second level already and continues to fall: tau is before that level.
 
     Compares level 0 on its own, and a hinge that starts at level 1, with the best hinge of the whole curve.
     """
@@ -242,7 +242,7 @@ def _intervals(fits: HingeFits, cut: Array | float) -> tuple[Array, Array, Bools
 
     low = np.where(first > 0, crossing(first, np.maximum(first - 1, 0)), taus[0])
     high = np.where(last < end, crossing(last, np.minimum(last + 1, end)), x[-1])
-    # The neighbouring levels between which tau lies; the bracket after it where tau is a level.
+    # The neighbouring levels between which tau is; the bracket after it where tau is a level.
     index = np.clip(np.searchsorted(x, fits.tau + _SAME_LEVEL, side="right") - 1, 0, len(x) - 2)
     floor_low, floor_high = x[index], x[index + 1]
     slack = BRACKET_SLACK * (floor_high - floor_low)
@@ -398,7 +398,7 @@ class HingeCollapse:
         rule = max(tolerance_point(fits, settings.r), math.log(value))
         step = float(np.median(np.diff(fits.x[np.isfinite(fits.x)])))
         if rule - math.log(value) > step:
-            flags.append("the tolerance rule lies more than a grid step beyond the hinge")
+            flags.append("the tolerance rule is more than a grid step beyond the hinge")
         found |= {
             "value": value,
             "low": math.exp(verdict.low[0]) if np.isfinite(verdict.low[0]) else None,

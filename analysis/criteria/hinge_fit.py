@@ -181,7 +181,7 @@ def _chosen(rate: Array, logit: HingeFits, power: HingeFits) -> HingeFits:
 def _fit_shape(x: Array, rate: Array, weight: Array, chance: float, precision: Precision, power: bool) -> HingeFits:
     """Returns the hinges of one shape; arguments as of `fit_hinges`."""
     steps = precision.steps
-    if not precision.polish:  # many levels lie close to each other: fewer steps between them are as fine
+    if not precision.polish:  # many levels are close to each other: fewer steps between them are as fine
         steps = max(min(steps, _MOST_TAUS // (len(x) - 2)), min(steps, 2))
     taus = tau_grid(x, steps)
     isotonic = prefix_fits(rate, weight)

@@ -159,9 +159,12 @@ class LossTolerance:
             return self._unknown(curve, f"no validation loss{missing}", peak=base)
         out = outliers(every, noise)
         y = np.where(out, math.nan, every)
-        flags = [f"{_named(curve, seeds, place)} stands alone and is left out" for place in np.argwhere(out)]
+        flags = [
+            f"{_named(curve, seeds, place)} is far from the other runs and is left out" for place in np.argwhere(out)
+        ]
         if not np.isfinite(y[0]).any() or not np.isfinite(y[1:]).any():
-            reason = f"{_named(curve, seeds, np.argwhere(out)[0])} stands alone: another run must tell which is right"
+            named = _named(curve, seeds, np.argwhere(out)[0])
+            reason = f"{named} is far from the other runs: another run must tell which is right"
             return self._unknown(curve, reason, peak=base, flags="; ".join(flags))
         if noise.paired:
             y = without_seeds(y)

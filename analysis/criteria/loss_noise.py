@@ -1,4 +1,4 @@
-"""The scatter of runs' losses, estimated once for a study, and the runs that lie outside it.
+"""The scatter of runs' losses, estimated once for a study, and the runs that are outside it.
 
 All sizes, budgets, slices and levels are pooled: two or three seeds of one level say little. Sources, in this order:
 
@@ -69,7 +69,7 @@ def without_seeds(y: Array) -> Array:
 
 
 def outliers(y: Array, noise: LossNoise) -> Mask:
-    """Returns [L, S] the runs that lie outside the noise, where their level or the neighbouring levels can tell.
+    """Returns [L, S] the runs that are outside the noise, where their level or the neighbouring levels can tell.
 
     In a level of three or more seeds these are runs far from its median. With one or two it is the single run without
     which the means rise with the dose, which they do not with it (of two such runs the higher one: a run that diverges

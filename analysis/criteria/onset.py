@@ -92,7 +92,7 @@ class Onset:
         cut = cut_off(settings.confidence, seen.freedom)
         place = place_of(onset_card(curve, settings), x, 1 - settings.onset_share, cut)
         smallest = float(curve.dose[curve.dose > 0][0])
-        # A bound lies within the doses that were tried; 0 and inf where open.
+        # A bound is within the doses that were tried; 0 and inf where open.
         low, high = min(math.exp(-place.high), largest), max(math.exp(-place.low), smallest)
         found["steepness"] = place.steepness
         status = INCONCLUSIVE

@@ -178,7 +178,7 @@ class Retention:
             flag = f"rests on one run at {curve.symbol} = {count(run)}"
             reason = f"{down}, but {flag}: no reliable fall without it"
             return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found | {"flags": remarks(curve, flag)})
-        # A bound lies within the doses that were tried.
+        # A bound is within the doses that were tried.
         smallest, last = float(curve.dose[curve.dose > 0][0]), float(curve.dose[-1])
         low, high = min(math.exp(place.low), last), max(math.exp(place.high), smallest)  # 0 and inf where open
         late = high == math.inf or place.value > math.log(last)

@@ -1,6 +1,6 @@
-"""Levels of a curve as the likelihood of where it declines takes them: runs that stand apart are left out.
+"""Levels of a curve as the likelihood of where it declines takes them: runs that differ from the others are left out.
 
-Of three runs or more of a level, one that lies far from their median has failed, and the others speak for the level. Of
+Of three runs or more of a level, one that is far from their median has failed, and the others represent the level. Of
 one or two runs nobody can say which has failed; then the whole level may be of no curve, with a small probability.
 """
 
@@ -19,7 +19,7 @@ FAILED = 0.01
 _FORM = 0.0005
 """Variance, in units of p (1 - p), by which a curve may differ from every form that is tried: a hundredth of a rate."""
 _APART = 4.0  # standard deviations from the median
-_OUTVOTED = 3  # runs among which one can be told to stand apart
+_OUTVOTED = 3  # runs among which one can be recognised as different from the others
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Levels:
 
 
 def levels_of(curve: Curve, settings: AnalysisConfig) -> Levels:
-    """Returns the levels of a curve without the runs that stand apart."""
+    """Returns the levels of a curve without the runs that differ from the others."""
     dispersion = dispersion_of(curve, settings)
     rates, facts, runs = np.empty(len(curve.dose)), np.empty(len(curve.dose)), np.ones(len(curve.dose), dtype=np.int64)
     for level, (seeds, own) in enumerate(zip(curve.seed_rates, curve.seed_facts, strict=True)):

@@ -3,7 +3,8 @@
 Curves with that run are drawn from its cell's fitted hinge, and tau is found again: the variance of log F* shrinks as
 that of tau does, and enters the law's prediction variance at the target. Under ``retention`` and ``tolerance_rule`` the
 hinge stands for the curve too, with its corner at F*; under ``half_margin`` the run is taken to halve a bracket. The
-law is that of the points, also where the study's own one rests on all curves.
+law is that of the points, also where the study's own one rests on all curves; it may bend as that one may
+(`AnalysisConfig.bend`), so that what no run of these sizes can tell counts too.
 """
 
 from __future__ import annotations
@@ -84,7 +85,26 @@ def variance_of(point: Transition) -> float:
     return width**2 / 12 if point.interval == "bracket" else (width / deviations) ** 2
 
 
-def prediction_variance(law: Law, cells: Sequence[tuple[int, int, float]], params: float, tokens: float) -> float:
+@dataclass(frozen=True)
+class Variances:
+    """Parts of the variance of log F* of a new model."""
+
+    points: float
+    """Of the law's mean, due to the points."""
+    prior: float
+    """Of the law's mean, due to a bend that the points leave open."""
+    scatter: float
+    """Of models around the law."""
+
+    @property
+    def total(self) -> float:
+        """Their sum."""
+        return self.points + self.prior + self.scatter
+
+
+def variances(
+    law: Law, cells: Sequence[tuple[int, int, float]], params: float, tokens: float, bend: float = 0.0
+) -> Variances:
     """Returns the variance of log F* of a new model at the target.
 
     Args:
@@ -92,22 +112,26 @@ def prediction_variance(law: Law, cells: Sequence[tuple[int, int, float]], param
         cells: (N, D, variance of log F*) of each cell; infinite for censored ones.
         params: N of the target.
         tokens: D of the target.
+        bend: standard deviation of the law's curvature in log N before the data (`law.bend`); 0: a straight law.
     """
-    mean, scatter = variances(law, cells, params, tokens)
-    return mean + scatter
-
-
-def variances(law: Law, cells: Sequence[tuple[int, int, float]], params: float, tokens: float) -> tuple[float, float]:
-    """Returns the two parts of `prediction_variance`: of the law's mean at the target, and of models around it."""
     known = [(n, d, v) for n, d, v in cells if math.isfinite(v)]
     log_n, log_d = np.log([[n, d] for n, d, _ in known]).T
     form = law.candidate if not law.candidate.offset else (SIZE_AND_BUDGET if law.in_tokens else SIZE)
     centre = form.covariates(log_n, log_d).mean(axis=0)
     x = design(form, centre, log_n, log_d)
+    row = design(form, centre, np.log([params]), np.log([tokens]))[0]
     sigma = max(law.sigma, 0.02)
     weight = 1 / (sigma**2 + np.array([v for _, _, v in known]))
-    row = design(form, centre, np.log([params]), np.log([tokens]))[0]
-    return float(row @ np.linalg.solve((x * weight[:, None]).T @ x, row)), sigma**2
+    if bend > 0:
+        square = (log_n - log_n.mean()) ** 2
+        projection = np.linalg.lstsq(x, square, rcond=None)[0]
+        row = np.append(row, (math.log(params) - log_n.mean()) ** 2 - row @ projection)
+        x = np.column_stack([x, square - x @ projection])
+    before = np.zeros(len(row))
+    before[-1] = bend**-2.0 if bend > 0 else 0.0
+    moved = np.linalg.solve((x * weight[:, None]).T @ x + np.diag(before), row)
+    prior = float(before[-1] * moved[-1] ** 2)
+    return Variances(max(float(row @ moved) - prior, 0.0), prior, sigma**2)
 
 
 def gain_of(
@@ -134,8 +158,10 @@ def gain_of(
     expected = _expected(cells[own], step.dose, law, settings)
     variances_now = {cell: c.variance for cell, c in cells.items()}
     variances_then = variances_now | {own: expected}
-    now = prediction_variance(law, [(*cell, v) for cell, v in variances_now.items()], params, tokens)
-    then = prediction_variance(law, [(*cell, v) for cell, v in variances_then.items()], params, tokens)
+    now, then = (
+        variances(law, [(*cell, v) for cell, v in each.items()], params, tokens, settings.bend).total
+        for each in (variances_now, variances_then)
+    )
     return 1 - then / now, expected
 
 

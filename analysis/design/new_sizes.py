@@ -1,7 +1,8 @@
 """The gain of a further model size, for studies whose prediction more runs of the same sizes would narrow little.
 
 The scatter of models around the law (sigma) is estimated from models, not from runs. A prediction interval that is wide
-because of few sizes narrows with another size, whose curve adds one point and one degree of freedom.
+because of few sizes narrows with another size, whose curve adds one point and one degree of freedom. The interval is
+that of the law from points that may bend (`law.bend`), also where the study's own law rests on all curves.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import pandas as pd
 from megatron_kis.analysis.criteria import Transition, find_transitions
 from megatron_kis.analysis.design.gain import variance_of, variances
 from megatron_kis.analysis.design.next_runs import group_of, pool_of, slice_to_extend
+from megatron_kis.analysis.law.bend import half_width
 from megatron_kis.analysis.law.fit import Law, LawRefused, fit_law
-from megatron_kis.analysis.law.predict import half_width
 from megatron_kis.analysis.runs.slices import FACTS, USUAL, Slice, rows_of_slice
 from megatron_kis.config.analysis import AnalysisConfig
 
@@ -89,13 +90,15 @@ def new_sizes(
     )
 
     def half(law: Law, cells: Sequence[tuple[int, int, float]]) -> float:
-        mean, scatter = variances(law, cells, params, tokens)
-        return half_width(law, math.sqrt(mean), math.sqrt(scatter))
+        parts = variances(law, cells, params, tokens, settings.bend)
+        errors, sigma = (math.sqrt(parts.points), math.sqrt(parts.prior)), math.sqrt(parts.scatter)
+        freedom = law.degrees_of_freedom, law.scatter_degrees_of_freedom
+        return float(half_width(errors, sigma, *freedom, law.confidence))
 
     most = pool_of(table) if along.axis == FACTS else math.inf
     now = half(law, cells)
     found = []
-    for size in _sizes(sorted({p.params for p in mine})):
+    for size in sizes_between(sorted({p.params for p in mine})):
         dose = math.exp(law.at(size, budget)[0])
         cost = law.tokens_per_frequency or 0.0
         if dose > most or dose * cost > largest_ratio * budget:
@@ -105,7 +108,7 @@ def new_sizes(
     return found
 
 
-def _sizes(sizes: Sequence[int]) -> list[int]:
+def sizes_between(sizes: Sequence[int]) -> list[int]:
     """Returns the geometric means of neighbours, and one median step below and above."""
     steps = [b / a for a, b in pairwise(sizes)]
     step = float(np.median(steps)) if steps else 2.0

@@ -1,8 +1,9 @@
 """The runs to train next for a prediction at a target.
 
 Runs are added one at a time to one (N, D) cell: the level that halves the widest bracket that may contain F*, or one
-beyond a censored end, in the cell with the largest width per cost (`bisect`), as if the ones before it had given the
-expected results. The gain of a run is simulated (`megatron_kis.analysis.design.gain`).
+beyond a censored end, or another seed where a fall that matters would not have shown, in the cell with the largest
+width per cost (`bisect`), as if the ones before it had given the expected results. A model that never knew anything
+gets none (`megatron_kis.analysis.design.advice`). The gain of a run is simulated (`megatron_kis.analysis.design.gain`).
 
 Choosing by the simulated gain itself, among seeds and levels, was tried and needed more compute for the same interval
 (docs/LOG.md): with a few cells the gain of one run is small compared with the noise of its own estimate.
@@ -21,6 +22,7 @@ import pandas as pd
 
 from megatron_kis.analysis.criteria import find_transitions
 from megatron_kis.analysis.criteria.dispersion import with_dispersion
+from megatron_kis.analysis.design.advice import undecided
 from megatron_kis.analysis.design.gain import Cell, Step, cell_of, gain_of, with_run
 from megatron_kis.analysis.law.fit import LawRefused, fit_law
 from megatron_kis.analysis.runs.curves import Curve, curves, primary_rows
@@ -87,7 +89,7 @@ def propose(
     group = group or group_of(points)
     along = along or slice_to_extend(points, group)
     found = _cells(table, settings, group, along, points)
-    steps = _steps(found, count, largest_ratio, pool_of(table))
+    steps = _steps(found, settings, count, largest_ratio, pool_of(table))
     curve_of = {(curve.params, curve.tokens): curve for curve, _, _ in found}
     try:
         law = fit_law(points, "collapse", group, along=along, law=settings.law, compare_laws=False, brief=True)
@@ -123,7 +125,7 @@ def bisect(
     points = [p for p in points or find_transitions(table, settings) if p.kind == "collapse"]
     found = _cells(table, settings, group, along or slice_to_extend(points, group), points)
     curve_of = {(curve.params, curve.tokens): curve for curve, _, _ in found}
-    steps = _steps(found, count, largest_ratio, pool_of(table))
+    steps = _steps(found, settings, count, largest_ratio, pool_of(table))
     return [_proposal(step, curve_of[step.params, step.tokens], None) for step in steps]
 
 
@@ -145,11 +147,13 @@ _Known = tuple[Curve, Transition, dict[float, set[int]]]
 """The curve of an (N, D), its collapse point, and the seeds of its levels."""
 
 
-def _steps(known: Sequence[_Known], count: int, largest_ratio: float, pool: float) -> list[Step]:
+def _steps(
+    known: Sequence[_Known], settings: AnalysisConfig, count: int, largest_ratio: float, pool: float
+) -> list[Step]:
     cells = [Cell(curve, point, None, 0.0, seeds) for curve, point, seeds in known]
     found: list[Step] = []
     for _ in range(count):
-        best = _bisect(cells, largest_ratio, pool)
+        best = _bisect(cells, settings, largest_ratio, pool)
         if best is None:
             break
         step, index = best
@@ -206,7 +210,9 @@ def _seeds(rows: pd.DataFrame) -> dict[tuple[int, int], dict[float, set[int]]]:
     return found
 
 
-def _bisect(cells: Sequence[Cell], largest_ratio: float, pool: float) -> tuple[Step, int] | None:
+def _bisect(
+    cells: Sequence[Cell], settings: AnalysisConfig, largest_ratio: float, pool: float
+) -> tuple[Step, int] | None:
     """Returns the run with the largest width per cost, in a bracket or beyond a censored end, and the cell's index."""
     best: tuple[tuple[float, float], tuple[Step, int]] | None = None
     for index, cell in enumerate(cells):
@@ -229,6 +235,12 @@ def _bisect(cells: Sequence[Cell], largest_ratio: float, pool: float) -> tuple[S
             if levels[0] < _NEAR * dose:
                 continue
             reason = "below the censored end"
+        elif (why := undecided(point, settings, cell.curve.mean_chance or 0.0)).never_known:
+            continue  # more infusion teaches nothing that could be lost
+        elif why.too_faint:
+            dose = _fewest_seeds(cell)
+            width = 1.0 / max(len(cell.seeds.get(dose, ())), 1)
+            reason = "another seed: a fall that matters would not have shown"
         else:
             dose, width = _capped(cell.curve, float(levels[-1]) * _STEP, largest_ratio, pool), 1.0
             if dose < _NEAR * levels[-1]:
@@ -241,6 +253,13 @@ def _bisect(cells: Sequence[Cell], largest_ratio: float, pool: float) -> tuple[S
     return best[1] if best else None
 
 
+def _fewest_seeds(cell: Cell) -> float:
+    """Returns the dose, of those that a fall is judged by, with the fewest runs: the largest, or that of the peak."""
+    known = np.where(np.isnan(cell.curve.rate), -np.inf, cell.curve.rate)
+    doses = float(cell.curve.dose[-1]), float(cell.curve.dose[int(known.argmax())])
+    return min(doses, key=lambda dose: len(cell.seeds.get(dose, ())))
+
+
 def _step(cell: Cell, dose: float, reason: str) -> Step:
     taken = cell.seeds.get(dose, set())
     seed = next(number for number in numbers() if number not in taken)
@@ -250,6 +269,8 @@ def _step(cell: Cell, dose: float, reason: str) -> Step:
 def _proposal(step: Step, curve: Curve, gain: float | None) -> Proposal:
     """Returns a step along the slice of its curve as a run: its F, and its K where that varies."""
     one = curve.slice
+    if not step.dose:
+        return Proposal(step.params, step.tokens, 0.0, step.seed, step.flops, gain, step.reason)
     if one.axis == FREQUENCY:
         frequency, facts = step.dose, None if one.held is None else round(one.held)
     else:

@@ -18,7 +18,7 @@ from scipy.special import ndtri
 from megatron_kis.analysis.law.regression import newton, student, weights
 from megatron_kis.analysis.runs.curves import Array
 
-_ROW = 1e3  # scale of the prior's row, whose variance is to be large beside sigma^2
+_ROW = 1e3  # scale of the prior's row, whose variance is to be large compared with sigma^2
 
 
 @dataclass(frozen=True, kw_only=True)

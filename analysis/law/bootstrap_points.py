@@ -2,8 +2,8 @@
 
 Each resample draws log F* of every cell from the fitted law and its scatter, measures it as the cell's own point was
 measured, and refits the law. A bracket is drawn as the bracket of a grid of the same spacing and phase, a profile
-interval as a point with an error of its width, a censored cell as censored wherever the drawn F* lies beyond the limit
-that it states; where it lies before, it would have been seen, with the error that is typical of the others. Unlike the
+interval as a point with an error of its width, a censored cell as censored wherever the drawn F* is beyond the limit
+that it states; where it is before, it would have been seen, with the error that is typical of the others. Unlike the
 bootstrap of curves (`law.bootstrap`) this takes the points' intervals at their word, and it cannot know what the
 criterion would have missed.
 """

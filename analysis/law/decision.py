@@ -1,7 +1,7 @@
 """How much to infuse into a model that was not trained: the largest dose at which nothing is lost, with confidence.
 
 Nothing is lost at a dose if the collapse of every group that has a law has not begun there, and the loss on general
-text is within its tolerance. Each law says with which probability its transition lies beyond a dose (`law.new_model`):
+text is within its tolerance. Each law gives the probability that its transition is beyond a dose (`law.new_model`):
 from the draws of a likelihood of all curves, or by Student's t of points. The probabilities are multiplied. This takes
 the laws as independent; where models that lose one thing early also lose another early, the product is too small, and
 the dose errs towards caution.
@@ -23,6 +23,7 @@ from megatron_kis.analysis.law.new_model import NewModel
 from megatron_kis.analysis.law.predict import LARGEST, Prediction, predict
 from megatron_kis.analysis.law.utility import Best, Weights, best_dose
 from megatron_kis.analysis.runs.curves import Array, Curve
+from megatron_kis.analysis.runs.groups import base_group
 from megatron_kis.analysis.runs.slices import RATIO, USUAL, Slice
 from megatron_kis.common.errors import InputError, first_of
 from megatron_kis.common.files import fingerprint
@@ -59,7 +60,7 @@ class Limit:
     kind: str
     group: str
     probability: float
-    """Probability that its transition lies beyond the chosen dose; 1 without one."""
+    """Probability that its transition is beyond the chosen dose; 1 without one."""
     alone: float
     """Largest dose by this law alone."""
     lost: float | None
@@ -75,9 +76,9 @@ class Learned:
     """What the law of the onset says of a dose."""
 
     probability: float
-    """Probability that the chosen dose lies beyond the onset; 0 without one."""
+    """Probability that the chosen dose is beyond the onset; 0 without one."""
     dose: float
-    """Smallest dose that lies beyond the onset with the wanted confidence."""
+    """Smallest dose that is beyond the onset with the wanted confidence."""
     share: float | None
     """Share of their plateau to which facts are learned there; None where the law does not say."""
     law: str
@@ -268,6 +269,12 @@ def _chosen(
         key = law.kind, law.group
         if same and (key not in chosen or chosen[key].range_held is not None):  # a slice's own law before one of all
             chosen[key] = law
+    # Background facts of one strength are a part of the whole group: they are not lost a second time.
+    chosen = {
+        (kind, group): law
+        for (kind, group), law in chosen.items()
+        if base_group(group) == group or (kind, base_group(group)) not in chosen
+    }
     return [(law, one.held if law.range_held is not None else None) for law in chosen.values()], one
 
 
@@ -328,7 +335,7 @@ def _learned(onset: NewModel, x: float | None, confidence: float) -> Learned:
 
 
 def _warnings(models: Sequence[NewModel], reference: Prediction, most: float | None) -> list[str]:
-    """Returns what must be known beside the dose: what the laws warn of, each once."""
+    """Returns what must be known in addition to the dose: what the laws warn of, each once."""
     found: dict[str, list[str]] = {}
     for model in models:
         said = [warning for warning in model.prediction.warnings if not warning.startswith("cannot be reached")]

@@ -53,9 +53,9 @@ from megatron_kis.config.analysis import AnalysisConfig
 
 SCHEMA = "kis.law/1"
 BEND: float = AnalysisConfig.model_fields["bend"].default
-_FEWEST_SIZES = 3  # a line through two sizes cannot be wrong
+FEWEST_SIZES = 3  # a line through two sizes cannot be wrong
 VALIDATED_CELLS = 5  # below it a law is a point estimate (labelled unvalidated)
-_COLLINEAR = 0.999  # |correlation| of log N and log D beyond which b and c cannot be told apart
+COLLINEAR = 0.999  # |correlation| of log N and log D beyond which b and c cannot be told apart
 
 
 class LawRefused(InputError):
@@ -399,15 +399,15 @@ def _refuse(chosen: Sequence[Transition], cells: Cells, *, explicit: bool, held_
     if not (np.isfinite(cells.log_n).all() and np.isfinite(cells.log_d).all()) or np.isnan(cells.lower).any():
         raise LawRefused("not_finite", f"N, D and {along.symbol} of every point must be finite and positive")
     sizes = len(np.unique(cells.log_n[informative]))
-    if sizes < _FEWEST_SIZES:
+    if sizes < FEWEST_SIZES:
         code, noun = ("one_size", "size") if sizes == 1 else ("few_points", "sizes")
         raise LawRefused(
-            code, f"bracketed points of {sizes} {noun} N only", remedy=f"at least {_FEWEST_SIZES} distinct N"
+            code, f"bracketed points of {sizes} {noun} N only", remedy=f"at least {FEWEST_SIZES} distinct N"
         )
     if cells.log_h is not None:
         _refuse_held(cells, informative, explicit=held_explicit)
     if len(np.unique(cells.log_d)) > 1:
-        if not explicit and abs(float(np.corrcoef(cells.log_n, cells.log_d)[0, 1])) > _COLLINEAR:
+        if not explicit and abs(float(np.corrcoef(cells.log_n, cells.log_d)[0, 1])) > COLLINEAR:
             raise LawRefused(
                 "collinear",
                 "N and D grow together in every point, so their effects cannot be told apart",
@@ -427,7 +427,7 @@ def _refuse_held(cells: Cells, informative: npt.NDArray[np.bool_], *, explicit: 
     held = cells.log_h[informative]
     if len(np.unique(held)) == 1:
         raise LawRefused("one_slice", "bracketed points of one slice only", remedy="several values of what is held")
-    if not explicit and abs(float(np.corrcoef(cells.log_n[informative], held)[0, 1])) > _COLLINEAR:
+    if not explicit and abs(float(np.corrcoef(cells.log_n[informative], held)[0, 1])) > COLLINEAR:
         raise LawRefused(
             "collinear",
             "N and what is held grow together in every point, so their effects cannot be told apart",

@@ -28,7 +28,7 @@ _STEP = 0.05  # width of a cell of the sums, in standard deviations of one look
 
 
 def level_at_look(confidence: float, look: int, planned: int = 0) -> float:
-    """Returns the level of the interval at look number ``look`` (1, 2, ...), by which it is decided to go on or not.
+    """Returns the level of the interval at look number ``look`` (1, 2, ...), by which it is decided to continue or not.
 
     Args:
         confidence: what is to hold over all looks.
@@ -80,7 +80,7 @@ def group_sequential(confidence: float, looks: int) -> float:
 
 
 def _inside(z: float, looks: int) -> float:
-    """Returns the probability that sums of 1 to ``looks`` standard normal numbers all lie within z sqrt(their number).
+    """Returns the probability that sums of 1 to ``looks`` standard normal numbers are all within z sqrt(their number).
 
     By recursion over the looks (Armitage, McPherson and Rowe 1969), on a grid.
     """

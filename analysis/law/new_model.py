@@ -1,4 +1,4 @@
-"""Where the transition of a model lies that was not trained: the whole distribution behind a prediction's interval."""
+"""The transition of a model that was not trained: the whole distribution, of which a prediction gives an interval."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class NewModel:
         return math.log(self.params), math.log(self.tokens), None if self.held is None else math.log(self.held)
 
     def beyond(self, x: Array) -> Array:
-        """Returns the probability that the transition lies beyond the log doses ``x``."""
+        """Returns the probability that the transition is beyond the log doses ``x``."""
         if self.surface is not None:
             mean, sigma = self.surface.mean(*self.at), self.surface.sigma()
             return np.asarray(ndtr((mean - np.asarray(x)[..., None]) / sigma).mean(axis=-1))

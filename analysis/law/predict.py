@@ -420,7 +420,7 @@ def _warnings(
         warnings.append("the law was fitted at one token budget and says nothing about another D")
     for name, symbol in (("params", "N"), ("tokens", "D"), ("held", law.slice.held_symbol)):
         if factors.get(name, 1.0) > _FAR:
-            warnings.append(f"far extrapolation: {symbol} lies {factors[name]:.3g} times beyond the fitted range")
+            warnings.append(f"far extrapolation: {symbol} is {factors[name]:.3g} times beyond the fitted range")
     if ratio is not None and ratio > 1:
         warnings.append(
             f"cannot be reached: with the study's facts it would take {ratio:.2f} times the token budget in exposures"

@@ -1,4 +1,4 @@
-"""Censored regression of log F* with a REML-type sigma: the numbers behind the law. Pure functions of arrays.
+"""Censored regression of log F* with a REML-type sigma: the numbers of the law. Pure functions of arrays.
 
 For cell i, y_i = x_i . beta + e_i with e_i ~ Normal(0, sigma^2 + v_i) is between ``lower`` and ``upper``. The two are
 equal for a point (v_i is then the variance of its own measurement), neighbouring levels of the grid for a bracket, open

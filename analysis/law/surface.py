@@ -43,7 +43,7 @@ _TRIED = 20  # places to start from, for each walker
 _DISCARD, _ROUNDS, _EVERY = 300, 720, 60
 _MANY, _FEWEST_ROUNDS = 30, 240
 _SINGLE = np.float32
-_LEAST_CELL = 1e-37  # likelihood of a cell, beside the highest
+_LEAST_CELL = 1e-37  # likelihood of a cell, relative to the highest
 _HALVINGS = 30  # of the range that holds a quantile
 _TOLD = 1.92  # fall of the log-likelihood on both sides that makes a cell tell where it declines
 _TERMS: dict[tuple[float, ...], str] = {
@@ -266,7 +266,7 @@ class _Density:
         return found
 
     def _place(self, mean: Array, sigma: Array) -> tuple[Array, Array, Array]:
-        """Returns probabilities: [W, n] of what lies below the grid, [W, n, T] of its thetas, [W, n] of what is above.
+        """Returns probabilities: [W, n] of what is below the grid, [W, n, T] of its thetas, [W, n] of what is above.
 
         Most of the time goes here, and single precision is a quarter of it.
         """

@@ -233,6 +233,23 @@ def not_of_this_study(runs: Runs, *, most: int = 8) -> str:
     return f"{fmt.plural(count, 'run')} {verb} not of this study: {'; '.join(parts)}"
 
 
+def not_asked(runs: Runs, *, most: int = 8) -> str:
+    """Names the runs without answers to the study's questions in one line; empty where there is none.
+
+    Args:
+        runs: what was loaded.
+        most: names listed; further ones are only counted.
+    """
+    names = [str(row.run) for row in rows_of(runs.unasked)]
+    if not names:
+        return ""
+    verb = "was" if len(names) == 1 else "were"
+    told = (
+        f"{fmt.plural(len(names), 'complete run')} {verb} not asked the study's questions yet: {first_of(names, most)}"
+    )
+    return f"{told}; kis study probe asks them, without training"
+
+
 def _sentence(kind: str, group: str, points: list[Transition], *, along: bool = True) -> str:
     """Describes the transitions of one kind, group and slice; ``along`` names the slice."""
     by: dict[str, list[Transition]] = {}

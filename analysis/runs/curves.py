@@ -190,7 +190,10 @@ def curve_table(runs: Runs) -> pd.DataFrame:
     if runs.runs.empty:
         listed = "; ".join(f"{row.run}: {row.reason}" for row in rows_of(runs.problems.head(5)))
         problem, rule = "no complete run", "a run counts when its DONE exists"
-        if not runs.foreign.empty:
+        if not runs.unasked.empty:
+            problem = "no complete run was asked the study's questions"
+            rule = "kis study probe STUDY.yaml asks finished runs again, without training"
+        elif not runs.foreign.empty:
             problem, rule = "no complete run of this study", f"{rule} and it was made as the study says"
         raise InputError(problem, where=str(runs.folder), remedy=f"{rule} ({listed})")
     amounts = runs.runs[[*_CELL, *_AMOUNT]].copy()

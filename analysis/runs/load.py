@@ -2,8 +2,8 @@
 
 A folder is *incomplete* if DONE is absent (still running, killed or failed), *damaged* if DONE exists but a file of the
 run is missing, malformed or contradicts another one, *foreign* if its run was made with other settings or data than the
-study or than most runs here (`runs.membership`), and *misplaced* if it is hidden or inside another folder. None of them
-is ever used.
+study or than most runs here (`runs.membership`), *unasked* if it has no answers to the questions that the study asks by
+now, and *misplaced* if it is hidden or inside another folder. None of them is ever used.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import contextlib
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,20 @@ from megatron_kis.analysis.runs.load_logs import (
     template_rows,
     whole,
 )
-from megatron_kis.analysis.runs.membership import apart, manifest_near, marked, parse_manifest
+from megatron_kis.analysis.runs.membership import (
+    Manifest,
+    apart,
+    majority_asking,
+    manifest_near,
+    marked,
+    parse_manifest,
+    wanted_by,
+)
+from megatron_kis.common.asked import FILE as ASKED_FILE
+from megatron_kis.common.asked import Asking, answers_of, own_asking
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import read_json, read_json_lines, steadily
-from megatron_kis.common.identity import RUN_FILE, RUN_SCHEMA
+from megatron_kis.common.identity import QUESTIONS, RUN_FILE, RUN_SCHEMA
 
 _LEDGER_SCHEMA = "kis.ledger/1"
 _DONE_SCHEMA = "kis.done/1"
@@ -75,19 +85,28 @@ class Runs:
     losses: pd.DataFrame
     """Validation losses in nats per token at every validated step (`LOSS_COLUMNS`)."""
     problems: pd.DataFrame
-    """Folders that do not count (`PROBLEM_COLUMNS`), status `incomplete`, `damaged`, `foreign` or `misplaced`."""
+    """Folders that do not count (`PROBLEM_COLUMNS`), status `incomplete`, `damaged`, `foreign`, `unasked` or
+    `misplaced`."""
     records: dict[str, dict[str, Any]]
-    """Content of run.json of each complete run, by run name."""
+    """Content of run.json of each complete run, by run name; its ``fingerprints`` name the questions of its rows."""
+    answers: dict[str, Path] = field(default_factory=dict)
+    """Folder with the answers that are used, by run name, of those runs whose answers are not in their own folder."""
 
     @property
     def foreign(self) -> pd.DataFrame:
         """The problems that are complete runs of other studies; ``reason`` describes the difference."""
         return self.problems[self.problems["status"] == "foreign"]
 
+    @property
+    def unasked(self) -> pd.DataFrame:
+        """The problems that are complete runs without answers to the study's questions."""
+        return self.problems[self.problems["status"] == "unasked"]
+
     @cached_property
     def templates(self) -> pd.DataFrame:
         """Per-template counts at the last step (`TEMPLATE_COLUMNS`), read on first use: these are the most rows."""
-        return _table([template_rows(ClosedRun(self.folder / name)) for name in self.runs["run"]], TEMPLATE_COLUMNS)
+        found = (_answered(self.folder / name, self.answers.get(name)) for name in self.runs["run"])
+        return _table([template_rows(run) for run in found], TEMPLATE_COLUMNS)
 
     @cached_property
     def seconds(self) -> dict[str, float]:
@@ -142,6 +161,8 @@ def load_runs(runs_dir: Path | str, belongs: Mapping[str, Any] | None = None) ->
     reasons = apart(marked({run.row["run"]: run.record for run in loaded}), manifest)
     problems += [(name, "foreign", reason) for name, reason in reasons.items()]
     loaded = [run for run in loaded if run.row["run"] not in reasons]
+    loaded, others = _asked_alike(loaded, manifest)
+    problems += others
 
     history = _table([run.probes for run in loaded], PROBE_COLUMNS)
     last = history.groupby("run")["step"].transform("max") if len(history) else history["step"]
@@ -153,7 +174,27 @@ def load_runs(runs_dir: Path | str, belongs: Mapping[str, Any] | None = None) ->
         losses=_table([run.losses for run in loaded], LOSS_COLUMNS),
         problems=_table([sorted(tuple(map(_as_text, row)) for row in problems)], PROBLEM_COLUMNS),
         records={run.row["run"]: run.record for run in loaded},
+        answers={run.row["run"]: run.answers for run in loaded if run.answers is not None},
     )
+
+
+def _asked_alike(loaded: Sequence[_Loaded], manifest: Manifest | None) -> tuple[list[_Loaded], list[Row]]:
+    """Returns the runs with their answers to the same questions, and problem rows of those that have none whole."""
+    most = majority_asking([list(run.places) for run in loaded]) if manifest is None else None
+    alike, problems = [], []
+    for run in loaded:
+        name = run.row["run"]
+        wanted = most if manifest is None else wanted_by(manifest, name)
+        place = next((one for one in run.places if wanted is None or one.fits(wanted)), None)
+        if place is not None:
+            try:
+                alike.append(run.asked(place))
+            except InputError as error:
+                problems.append((name, "damaged", str(error)))
+        elif wanted is not None:
+            differs = ", ".join(run.asking.differences(wanted))
+            problems.append((name, "unasked", f"was asked other questions ({differs}): kis study probe asks it again"))
+    return alike, problems
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -184,10 +225,32 @@ def _misplaced(folder: Path, path: Path) -> list[Row]:
 
 @dataclass(frozen=True)
 class _Loaded:
+    path: Path
     record: dict[str, Any]
     row: dict[str, Any]
     probes: list[Row]
     losses: list[Row]
+    places: dict[Asking, Path | None]
+    """Folders of its answers by what it was asked; None for its own, the first."""
+    asking: Asking
+    """The questions of ``probes``."""
+    answers: Path | None = None
+    """Folder of ``probes``; None for the run's own."""
+
+    def asked(self, wanted: Asking) -> _Loaded:
+        """Returns the run with its answers to these questions."""
+        if wanted == self.asking:
+            return self
+        place = self.places[wanted]
+        rows = probe_rows(_answered(self.path, place), self.row["tokens"])
+        prints = {**(self.record.get("fingerprints") or {}), QUESTIONS: wanted.questions}
+        record = {**self.record, "fingerprints": prints}
+        return replace(self, record=record, probes=rows, asking=wanted, answers=place)
+
+
+def _answered(path: Path, answers: Path | None) -> ClosedRun:
+    """Returns the files of a run, or those with its answers to other questions."""
+    return ClosedRun(path) if answers is None else ClosedRun(answers, seal=ASKED_FILE, name=path.name)
 
 
 def _table(parts: Sequence[Sequence[Row]], columns: list[str]) -> pd.DataFrame:
@@ -235,7 +298,9 @@ def _load_run(path: Path) -> _Loaded:
         "exposures_exact": _exposures_exact(run, frequency),
         "host": _as_text(_host_name(record.get("host"))),
     }
-    return _Loaded(record, row, probe_rows(run, tokens), loss_rows(run))
+    own = own_asking(record)
+    places: dict[Asking, Path | None] = {own: None, **answers_of(path)}
+    return _Loaded(path, record, row, probe_rows(run, tokens), loss_rows(run), places, own)
 
 
 def _as_text(value: Any) -> Any:

@@ -158,7 +158,7 @@ def load_curves_csv(path: Path | str, settings: AnalysisConfig | None = None) ->
         if row["frequency"] > 0:
             key += tuple(-1.0 if math.isnan(row[name]) else row[name] for name in ("infused_facts", "configured_ratio"))
         if key in seen:
-            raise field.error("seed", f"the same run as line {seen[key]}", "one row a run, or another seed")
+            raise field.error("seed", f"the same run as line {seen[key]}", "one row per run, or another seed")
         seen[key] = line
         rows.append(row)
         fields_of.append(field)
@@ -284,7 +284,7 @@ def load_points_csv(path: Path | str) -> list[Transition]:
             remedy = f"the smallest {symbol} with the transition"
             raise field.error("high", "is open and status is 'left_censored'", remedy)
         if status in INFORMATIVE and value is not None and not (low or 0) <= value <= (high or math.inf):
-            raise field.error("value", f"{value:g} lies outside [low, high]", "low <= value <= high")
+            raise field.error("value", f"{value:g} is outside [low, high]", "low <= value <= high")
         if low is not None and high is not None and low > high:
             raise field.error("low", f"{low:g} is more than high, {high:g}", "low <= high")
         if status not in INFORMATIVE and value is not None:
@@ -401,7 +401,7 @@ def _records(path: Path, needed: Sequence[str], known: Sequence[str]) -> Iterato
         empty = False
         yield reader.line_num, dict(zip(header, (cell.strip() for cell in cells), strict=True))
     if empty:
-        raise InputError("holds no row", where=str(path), remedy="a header line and one row a run or a point")
+        raise InputError("holds no row", where=str(path), remedy="a header line, and one row per run or point")
 
 
 class _Field:

@@ -48,29 +48,35 @@ Row = tuple[Any, ...]
 
 
 class ClosedRun:
-    """The files of a run with a DONE."""
+    """The files of a run with a DONE, or of its answers to other questions."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, seal: str = "DONE", name: str | None = None) -> None:
         """Reads DONE and checks the hash of every file that it lists.
+
+        Args:
+            path: the folder.
+            seal: the file that lists the others, which is written last.
+            name: name of the run; that of the folder if not given.
 
         Raises:
             InputError: DONE is not JSON, or a file is missing or was changed.
             JobError: the disk or the file server fails.
         """
         self.path = path
+        self.name = path.name if name is None else name
         self._read: dict[str, bytes] = {}
         self._closed: set[str] = set()
-        done = _parsed(self.content("DONE") or b"{}", self._place("DONE"))
+        done = _parsed(self.content(seal) or b"{}", self._place(seal))
         closed = done.get("files") if isinstance(done, dict) else None
         self.hashed = isinstance(closed, dict) and bool(closed)
-        for name, digest in (closed if isinstance(closed, dict) else {}).items():
+        for file, digest in (closed if isinstance(closed, dict) else {}).items():
             if not isinstance(digest, str) or len(digest) != 64:
                 continue
-            if hashlib.sha256(self.content(name)).hexdigest() != digest:
+            if hashlib.sha256(self.content(file)).hexdigest() != digest:
                 raise InputError(
-                    "was changed after the run was closed (its sha256 is not DONE's)", where=self._place(name)
+                    f"was changed after the run was closed (its sha256 is not {seal}'s)", where=self._place(file)
                 )
-            self._closed.add(name)
+            self._closed.add(file)
 
     def content(self, name: str) -> bytes:
         """Returns the bytes of a file."""
@@ -179,7 +185,7 @@ _APART = tuple(b'"' + space for space in (b" ", b"\n", b"\r", b"\t"))
 
 def probe_rows(run: ClosedRun, budget: int) -> list[Row]:
     """Returns rows (`PROBE_COLUMNS`) of every probed step; of rows repeated after a resume the last one counts."""
-    name = run.path.name
+    name = run.name
     rows: dict[Row, Row] = {}
     reached = 0
     for where, raw in run.rows("probes.jsonl"):
@@ -198,7 +204,7 @@ def probe_rows(run: ClosedRun, budget: int) -> list[Row]:
         raise InputError("holds no probe row", where=str(run.path / "probes.jsonl"))
     if reached < _END_OF_RUN * budget:
         raise InputError(
-            f"the last probe stands at {reached} of {budget} tokens: not the end of the run",
+            f"the last probe is at {reached} of {budget} tokens: not the end of the run",
             where=str(run.path / "probes.jsonl"),
         )
     return [rows[key] for key in sorted(rows)]
@@ -209,7 +215,7 @@ def template_rows(run: ClosedRun) -> list[Row]:
     spread: dict[Row, list[Row]] = {}
     for where, raw in run.rows("probes.jsonl"):
         key = _key(raw, where)
-        start = (run.path.name, *key[1:])
+        start = (run.name, *key[1:])
         spread[key] = [
             (*start, item.get("relation"), item.get("template"), item.get("n"), item.get("correct"))
             for item in raw.get("templates") or []
@@ -224,7 +230,7 @@ def loss_rows(run: ClosedRun) -> list[Row]:
     for where, raw in run.rows("metrics.jsonl", only=b'"validation"'):
         if raw.get("kind") == "validation":
             step = whole(raw, "step", where, least=0)
-            losses[step] = (run.path.name, step, whole(raw, "tokens", where, least=0), number(raw, "loss", where))
+            losses[step] = (run.name, step, whole(raw, "tokens", where, least=0), number(raw, "loss", where))
     return [losses[step] for step in sorted(losses)]
 
 

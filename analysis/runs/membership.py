@@ -4,7 +4,8 @@ The marks of a run are its settings (``identity.settings_of``), the fingerprints
 ``study.json``, if there is one, lists the runs of the study with their settings and data. Then, with or without it, the
 marks of all runs must agree: runs of one size also in the settings that may depend on the size, runs of one curve also
 in how their tokens are fed. If they do not agree, the majority stays. A mark that a record does not have is not
-compared with other runs.
+compared with other runs. What runs were asked is no mark: of the answers that a run has, those to the study's questions
+are used (`wanted_by`, `majority_asking`).
 """
 
 from __future__ import annotations
@@ -19,13 +20,17 @@ from typing import Any
 
 import orjson
 
+from megatron_kis.common.asked import Asking, asking_of
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import read_json, steadily
 from megatron_kis.common.identity import (
+    ASKED,
     CELL,
     DATA,
     OF_THE_SIZE,
     OLDER_TOKENIZER,
+    ORDER,
+    QUESTIONS,
     RESULTLESS,
     STUDY_FILE,
     STUDY_SCHEMA,
@@ -37,7 +42,8 @@ from megatron_kis.common.identity import (
 )
 
 _SETTINGS = "settings"
-_FINGERPRINTS = (*DATA, "start")
+_TRAINED_ON = (*(name for name in DATA if name != QUESTIONS), ORDER)
+_FINGERPRINTS = (*_TRAINED_ON, "start")
 _CANDIDATES = 64  # the most frequent kinds of runs, for which the runs that agree are counted
 _ROW = "name, number of its settings, budget, frequency, seed, facts, ratio"
 _UNNAMED = "the study does not name it"
@@ -127,7 +133,7 @@ def _marked(run: str, record: Mapping[str, Any], known: dict[tuple[str, bytes], 
         shared["precision"] = str(record["precision"])
     prints = record.get("fingerprints")
     if isinstance(prints, dict):
-        shared |= {name: str(prints[name]) for name in DATA if prints.get(name)}
+        shared |= {name: str(prints[name]) for name in _TRAINED_ON if prints.get(name)}
         if _SETTINGS in shared:
             of_the_size["start"] = str(prints.get("start") or "none")
     return Marked(run, record["params"], record["tokens"], shared, of_the_size, of_the_curve, cell)
@@ -136,7 +142,7 @@ def _marked(run: str, record: Mapping[str, Any], known: dict[tuple[str, bytes], 
 def _settings_by_scope(settings: Mapping[str, Any], known: dict[tuple[str, bytes], _Leaves]) -> _Leaves:
     whole: _Leaves = {"study": {}, "size": {}, "cell": {}}
     for name, section in settings.items():
-        if within(name, RESULTLESS):
+        if within(name, RESULTLESS) or within(name, ASKED):
             continue
         key = name, _bytes(section)
         if key not in known:
@@ -155,6 +161,30 @@ def _bytes(content: Any) -> bytes:
         return orjson.dumps(content, option=orjson.OPT_SORT_KEYS)
     except TypeError:  # numbers and texts that orjson does not support
         return json.dumps(content, sort_keys=True).encode()
+
+
+def wanted_by(manifest: Manifest, run: str) -> Asking | None:
+    """Returns the questions that a study asks a run; None if it does not name the run."""
+    if run not in manifest.runs:
+        return None
+    index, _ = manifest.runs[run]
+    return asking_of(manifest.data.get(QUESTIONS), manifest.settings[index])
+
+
+def majority_asking(askings: Sequence[Sequence[Asking]]) -> Asking | None:
+    """Returns the questions to which most runs have answers; of equally frequent ones the latest.
+
+    Args:
+        askings: of each run, its own ones first, then those of later times.
+    """
+    latest = {one: place for own in askings for place, one in enumerate(own) if one != Asking(None, None)}
+    if not latest:
+        return None
+    kinds = Counter(tuple(own) for own in askings)  # thousands of runs were asked the same
+    counts = {
+        one: sum(count for own, count in kinds.items() if any(other.fits(one) for other in own)) for one in latest
+    }
+    return max(latest, key=lambda one: (counts[one], latest[one]))
 
 
 def manifest_near(folder: Path) -> Manifest | None:
@@ -255,12 +285,12 @@ _LEVELS: tuple[tuple[Callable[[Marked], Marks], Callable[[Marked], Any]], ...] =
 def _from_manifest(run: Marked, manifest: Manifest) -> str:
     """Returns the reason why a run is not one of the study; empty if it is."""
     settings = run.settings
-    data = {name: run.shared.get(name) for name in manifest.data}
+    data = {name: run.shared.get(name) for name in manifest.data if name != QUESTIONS}
     if settings is None:  # of another trainer: marks that it does not have are not compared
         data = {name: value for name, value in data.items() if value is not None}
     differ = data_differences(data, {name: manifest.data[name] for name in data})
     if run.run not in manifest.runs:
-        near = [differences(settings, own) for own in manifest.settings] if settings is not None else []
+        near = [differences(settings, own, but=ASKED) for own in manifest.settings] if settings is not None else []
         return "; ".join([_UNNAMED, *min(near, key=len, default=[]), *differ])
     index, cell = manifest.runs[run.run]
     stated = {key: value for key, value in run.cell.items() if value is not None}
@@ -268,7 +298,7 @@ def _from_manifest(run: Marked, manifest: Manifest) -> str:
     if settings is None:  # F is recorded also where the ratio was given
         stated = {key: value for key, value in stated.items() if key in cell}
         wanted = {key: value for key, value in cell.items() if key in stated}
-    found = differences(settings, manifest.settings[index]) if settings is not None else []
+    found = differences(settings, manifest.settings[index], but=ASKED) if settings is not None else []
     return "; ".join([*found, *differences(stated, wanted), *differ])
 
 

@@ -32,7 +32,7 @@ HELD_BY = {FREQUENCY: (FACTS,), FACTS: (FREQUENCY, RATIO)}
 
 _SYMBOLS = {FREQUENCY: "F", FACTS: "K", RATIO: "ρ"}
 _ENOUGH = 3  # doses, 0 included: two are no curve
-_ENOUGH_BESIDE = 4  # doses of F beside an axis of K that nobody asked for: a hinge needs as many
+_ENOUGH_BESIDE = 4  # doses of F in addition to an axis of K that nobody asked for: a hinge needs as many
 _SAME = 1e-6  # relative difference of numbers that differ by rounding
 
 _FACTS_COLUMN, _RATIO_COLUMN = "infused_facts", "configured_ratio"

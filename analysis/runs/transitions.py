@@ -140,7 +140,7 @@ def make_transition(
 ) -> Transition:
     """Returns a transition of ``curve``, with the amounts (infusion ratio, tokens, exposures, bits) of its dose.
 
-    A value lies within [low, high]: a criterion that says otherwise is wrong.
+    A value is within [low, high]: a criterion that says otherwise is wrong.
     """
     value, low, high = found.get("value"), found.get("low"), found.get("high")
     if value is not None:

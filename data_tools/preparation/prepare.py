@@ -4,6 +4,10 @@
 ``OUTPUT/stamps`` record what each step was made from (``preparation.stamps``), so that a change is named. New files are
 made in ``OUTPUT/unfinished`` and replace the earlier ones together when all are complete (``preparation.publish``): an
 error in a later step, or a kill at any moment, leaves the data as they were.
+
+What runs were trained on and what they are asked are made by the same steps, but only the first is held by runs: where
+the questions alone are others, they are made again, and ``exposures.order.jsonl`` keeps the ones that tell the order in
+which runs take the facts.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_kis.common.errors import InputError, JobError, KisError, nearest
-from megatron_kis.common.files import locked, sha256_file
+from megatron_kis.common.files import atomic_path, locked, sha256_file
 from megatron_kis.common.known_files import Seen, Sources
 from megatron_kis.common.progress import Progress
 from megatron_kis.data_tools.corpus.part import VALIDATION_SUFFIX
@@ -40,12 +44,25 @@ from megatron_kis.data_tools.selection.imports import check_source, source_files
 from megatron_kis.data_tools.selection.select import check_settings
 from megatron_kis.data_tools.tokenizers.registry import load_tokenizer, model_file
 
-__all__ = ["DataPrepConfig", "Held", "PreparedData", "fact_names", "prepare_data", "stale", "tokenizer_path"]
+__all__ = [
+    "DataPrepConfig",
+    "Held",
+    "PreparedData",
+    "fact_names",
+    "other_questions",
+    "prepare_data",
+    "prepare_questions",
+    "stale",
+    "stale_questions",
+    "tokenizer_path",
+]
 
 Held = Callable[[str, list[str]], None]
 """Called with a step whose files would be replaced, and with what differs; raises if runs were made with them."""
 
 _HOLDER = "preparation of these data"
+_QUESTIONS, _ORDER = "exposures.questions.jsonl", "exposures.order.jsonl"
+_RENDER = "render"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +104,9 @@ def prepare_data(
         progress: where to report.
         spare: another such folder; a step that is up to date there is moved over instead of being made.
         held: called before complete files are replaced by others, and before any long work if that is known by then.
-            If only versions of packages differ and it raises, the files stay, with a message. Missing and damaged
-            files are made again without a call if their content comes out unchanged.
+            If only versions of packages differ and it raises, the files stay, with a message. If what differs are the
+            questions alone, they are made again whatever it says. Missing and damaged files are made again without a
+            call if their content comes out unchanged.
 
     Raises:
         InputError: any wrong input; files, templates and settings are checked before long work starts.
@@ -105,10 +123,61 @@ def prepare_data(
         corpus=output / "corpus",
         validation=output / f"corpus{VALIDATION_SUFFIX}" if settings.validation_share else None,
         exposures=output / "exposures",
-        questions=output / "exposures.questions.jsonl",
+        questions=output / _QUESTIONS,
         facts=output / "facts.jsonl",
         tokenizer=tokenizer_path(settings, output),
     )
+
+
+def prepare_questions(settings: DataPrepConfig, output: Path, *, progress: Progress | None = None) -> Path:
+    """Makes the questions that the settings ask, about the facts that are there; the text is not read.
+
+    Args:
+        settings: sources and choices.
+        output: folder of the data.
+        progress: where to report.
+
+    Returns:
+        The questions' file.
+
+    Raises:
+        InputError: wrong templates, data that are not there, or settings by which runs would be trained otherwise.
+        JobError: the disk is full, or another process prepares the same data.
+    """
+
+    def held(step: str, differences: list[str]) -> None:
+        raise InputError(f"{step}: {', '.join(differences)}")  # caught: what is there is kept
+
+    _check_templates(settings)
+    _check_select(settings)
+    _Preparation(settings, output, progress or Progress(), None, held).make_questions()
+    return output / _QUESTIONS
+
+
+def other_questions(settings: DataPrepConfig, output: Path) -> list[str]:
+    """Lists how the questions that the settings ask differ from those that are there; the text is not read.
+
+    Returns:
+        ``data.templates: born_in changed`` and so on; an empty list also if there are no data to compare with.
+
+    Raises:
+        InputError: wrong templates.
+    """
+    _check_templates(settings)
+    seen = _seen(output)
+    try:
+        state = state_of(_rendering(settings, output, seen, Progress()), output, seen)
+    except InputError:  # facts or tokenizer are not there
+        return []
+    return state.differences if state.asks_alone else []
+
+
+def _rendering(settings: DataPrepConfig, output: Path, seen: Seen, progress: Progress) -> Step:
+    """Returns the step that makes the questions, on the facts and the tokenizer that are there."""
+    inputs = StepInputs(settings, seen, progress)
+    for name in ("facts", *([] if settings.tokenizer else ["tokenizer"])):
+        inputs.load(name, output)
+    return steps_of(settings)[-1](inputs)
 
 
 def stale(settings: DataPrepConfig, output: Path) -> list[str]:
@@ -122,17 +191,29 @@ def stale(settings: DataPrepConfig, output: Path) -> list[str]:
     Raises:
         InputError: any wrong input.
     """
+    return [one for _, reasons in _outdated(settings, output) for one in reasons]
+
+
+def stale_questions(settings: DataPrepConfig, output: Path) -> list[str]:
+    """Lists those entries of ``stale`` that concern the questions alone, and nothing that a run is trained on."""
+    return [one for state, reasons in _outdated(settings, output) if state.asks_alone for one in reasons]
+
+
+def _outdated(settings: DataPrepConfig, output: Path) -> list[tuple[State, list[str]]]:
+    """Returns the state of each step that would be made again, and why; a reason is given once."""
     settings = _checked(settings)
     seen = _seen(output)
-    found: dict[str, None] = {}
+    found: list[tuple[State, list[str]]] = []
+    said: set[str] = set()
     inputs = StepInputs(settings, seen, Progress())
     for describe in steps_of(settings):
         step = describe(inputs)
         state = state_of(step, output, seen)
         if not state.fresh:
-            found.update(dict.fromkeys(state.reasons(step.name)))
-        inputs.load(step.name, output if state.fresh else None)
-    return list(found)
+            found.append((state, [one for one in dict.fromkeys(state.reasons(step.name)) if one not in said]))
+            said.update(found[-1][1])
+        inputs.load(step.name, output if state.fresh or state.asks_alone else None)
+    return found
 
 
 def _seen(folder: Path) -> Seen:
@@ -153,10 +234,7 @@ def _checked(settings: DataPrepConfig) -> DataPrepConfig:
         raise InputError(
             f"is {settings.facts_format!r}", where="data.facts_format", remedy=f"valid: {', '.join(IMPORTERS)}"
         )
-    try:
-        check_settings(settings.select)
-    except InputError as error:
-        raise InputError(error.problem, where=f"data.select.{error.where}", remedy=error.remedy) from None
+    _check_select(settings)
     if settings.tokenizer is None:
         training(settings).check()
     if not 0 <= settings.validation_share < 1:
@@ -171,6 +249,13 @@ def _checked(settings: DataPrepConfig) -> DataPrepConfig:
     if settings.tokenizer is not None:
         load_tokenizer(settings.tokenizer)
     return settings
+
+
+def _check_select(settings: DataPrepConfig) -> None:
+    try:
+        check_settings(settings.select)
+    except InputError as error:
+        raise InputError(error.problem, where=f"data.select.{error.where}", remedy=error.remedy) from None
 
 
 def _check_templates(settings: DataPrepConfig) -> None:
@@ -201,6 +286,8 @@ class _Preparation:
     """Differences of the steps that stay as they are although versions differ."""
     asked: set[str] = field(default_factory=set)
     """Steps whose files may be replaced."""
+    questions: set[str] = field(default_factory=set)
+    """Steps of whose files the questions alone are replaced."""
 
     def is_done(self) -> bool:
         """Returns whether nothing has to be made; calls ``held`` about all that is known to be replaced."""
@@ -231,6 +318,29 @@ class _Preparation:
                 finish(self.output)
             self._make_all()
 
+    def make_questions(self) -> None:
+        """Makes the questions again if they are others; what is there for training stays as it is.
+
+        Raises:
+            InputError: what they would be asked about is missing, or another one.
+        """
+        with locked(self.output / "stamps", _HOLDER):
+            if is_interrupted(self.output):
+                finish(self.output)
+            seen = _seen(self.output)
+            step = _rendering(self.settings, self.output, seen, self.progress)
+            state = state_of(step, self.output, seen)
+            if not (state.fresh or state.asks_alone or (state.only_versions and not state.damage)):
+                raise InputError(
+                    f"not only the questions are others ({', '.join(state.reasons(step.name))})",
+                    where=str(self.output),
+                    remedy="restore what the runs were trained with; only questions can be asked anew",
+                )
+            if self._complete(step, seen) != self.output:
+                self._keep_order(held=True)
+                publish(self.output, [step])
+            seen.save()
+
     def _make_all(self) -> None:
         settings = self.settings
         seen = _seen(self.output)
@@ -251,6 +361,8 @@ class _Preparation:
         for step in made:
             self._compare(step, seen)
         if made:
+            if any(step.name == _RENDER for step in made):
+                self._keep_order(held=_RENDER in self.questions or self._holds(_RENDER, []))
             publish(self.output, made)
             for step in made:
                 stamp = read_stamp(self.output, step.name)
@@ -268,7 +380,9 @@ class _Preparation:
             return self.output
         self._ask(step.name, state)
         folder = unfinished(self.output)
-        place = self._elsewhere(step)
+        if step.name == _RENDER and state.asks_alone and self._holds(step.name, state.differences):
+            self.questions.add(step.name)
+        place = None if step.name in self.questions else self._elsewhere(step)
         if place == folder:
             self.progress.say(f"{step.name}: made before")
         elif place is not None:
@@ -278,6 +392,8 @@ class _Preparation:
             self.progress.say(f"{step.name}: working")
             (folder / "stamps" / f"{step.name}.json").unlink(missing_ok=True)
             step.make(folder)
+            if step.name in self.questions:
+                self._keep_exposures(step)
             versions = step.recorded(folder).items()  # the encoder
             found = {key: version for key, version in versions if key not in step.key["versions"]}
             write_stamp(step, folder, _seen(folder), versions=found)
@@ -297,19 +413,32 @@ class _Preparation:
         return True
 
     def _keeps(self, step: Step, state: State) -> bool:
-        if self.held is None or not (state.known and state.only_versions) or state.damage:
+        """Returns whether a step stays because runs use it: what differs are versions, or what they are asked."""
+        if step.name == _RENDER and state.asks_alone:
+            return False  # the questions are made again
+        if self.held is None or not (state.known and (state.only_versions or state.asks_alone)) or state.damage:
             return False
-        try:
-            self.held(step.name, state.differences)
-        except KisError:
+        if self._holds(step.name, state.differences):
             self.kept[step.name] = state.differences
             return True
         self.asked.add(step.name)
         return False
 
+    def _holds(self, name: str, differences: list[str]) -> bool:
+        """Returns whether something holds the files of a step."""
+        if self.held is None:
+            return False
+        try:
+            self.held(name, differences)
+        except KisError:
+            return True
+        return False
+
     def _ask(self, name: str, state: State) -> None:
         """Asks once whether files may be replaced; with other versions only, the content may come out the same."""
         if self.held is None or name in self.asked or not state.found or not state.differences or state.only_versions:
+            return
+        if state.asks_alone and (name == _RENDER or self._holds(name, state.differences)):
             return
         self.held(name, state.differences)
         self.asked.add(name)
@@ -319,7 +448,7 @@ class _Preparation:
 
         Descriptions do not count: they contain versions and paths.
         """
-        if self.held is None or step.name in self.asked:
+        if self.held is None or step.name in self.asked or step.name in self.questions:
             return
         stamp = read_stamp(self.output, step.name)
         recorded = {} if stamp is None else stamp["outputs"]
@@ -332,6 +461,25 @@ class _Preparation:
         if others:
             self.held(step.name, others)
             self.asked.add(step.name)
+
+    def _keep_exposures(self, step: Step) -> None:
+        """Puts the exposures that are there in place of new ones: of the step, the questions alone are made again."""
+        for name in (name for name in step.outputs if name != _QUESTIONS):
+            again = unfinished(self.output) / name
+            again.unlink(missing_ok=True)
+            try:
+                os.link(self.output / name, again)
+            except OSError:  # a file system without links
+                shutil.copyfile(self.output / name, again)
+
+    def _keep_order(self, *, held: bool) -> None:
+        """Keeps the questions that tell the order of the facts, or removes them if there are other facts."""
+        order = self.output / _ORDER
+        if not held:
+            order.unlink(missing_ok=True)
+        elif not order.exists() and _RENDER in self.questions:
+            with atomic_path(order) as partial:
+                shutil.copyfile(self.output / _QUESTIONS, partial)
 
     def _say_stays(self, name: str) -> None:
         if name in self.kept:

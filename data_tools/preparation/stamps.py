@@ -29,6 +29,11 @@ OLDER_FINGERPRINT = "versions.tokenizer_fingerprint of the model file -> of all 
 VERSIONS = "versions."
 """Prefix of differences in versions only: settings and files are the same."""
 
+DISTRACTORS = "data.select.distractors "
+"""How the difference in the distractors of a question begins."""
+TEMPLATES = "data.templates: "
+"""How differences in the templates begin."""
+
 FileKeys = Sequence[Mapping[str, str]]
 """Keys of files in order: ``sha256``, and ``kind`` or ``name`` if they decide how a file is read."""
 
@@ -58,6 +63,9 @@ class Step:
     """Returns versions that only a trial can determine, given a stamp that may save the trial."""
     recorded: Callable[[Path], dict[str, str]] = lambda _: {}
     """Returns versions that other files of a folder record: a stamp of the old schema has none."""
+    asks_alone: Callable[[Mapping[str, Any], Sequence[str], Path], bool] = lambda *_: False
+    """Returns whether differences from a stamp concern the questions alone, and nothing that a run is trained on; given
+    the stamp, the differences, and the folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +84,8 @@ class State:
     """Whether everything that decides the step is known by now."""
     old: bool = False
     """Whether the step's stamp has the old schema."""
+    asks_alone: bool = False
+    """Whether what is wanted now differs in the questions alone: what a run is trained on stays as it is."""
 
     @property
     def fresh(self) -> bool:
@@ -110,7 +120,9 @@ def state_of(step: Step, folder: Path, seen: Seen) -> State:
     old = stamp["schema"] == OLD_SCHEMA  # records the larger files only
     unnamed = [name for name in step.outputs if name not in stamp["outputs"]]
     damage += [f"{name}: missing" for name in unnamed if not (old and (folder / name).exists())]
-    return State(True, _differences(stamp, step, folder), damage, found, step.known, old)
+    changed = _differences(stamp, step, folder)
+    alone = bool(changed) and step.known and not damage and not old and step.asks_alone(stamp, changed, folder)
+    return State(True, changed, damage, found, step.known, old, alone)
 
 
 def read_stamp(folder: Path, name: str) -> dict[str, Any] | None:
@@ -162,7 +174,7 @@ def write_stamp(step: Step, folder: Path, seen: Seen, *, versions: Mapping[str, 
 
 
 def old_versions(step: Step, folder: Path) -> dict[str, str]:
-    """Returns the versions behind a stamp of the old schema, as far as they are known."""
+    """Returns the versions of a stamp of the old schema, as far as they are known."""
     return {"code": OLD_VERSION, **step.recorded(folder)}
 
 

@@ -14,8 +14,9 @@ If a step is not made, the keys of later steps lack what is not known yet.
 
 from __future__ import annotations
 
+import tempfile
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -32,13 +33,14 @@ from megatron_kis.data_tools.corpus.part import VALIDATION_SUFFIX
 from megatron_kis.data_tools.corpus.plan import CorpusBuildConfig
 from megatron_kis.data_tools.facts.fact import Fact, load_facts
 from megatron_kis.data_tools.preparation.settings import DataPrepConfig
-from megatron_kis.data_tools.preparation.stamps import OLD_VERSION, Step
+from megatron_kis.data_tools.preparation.stamps import DISTRACTORS, OLD_VERSION, TEMPLATES, VERSIONS, Step
 from megatron_kis.data_tools.readers.documents import iter_documents
 from megatron_kis.data_tools.readers.open import kind_of
 from megatron_kis.data_tools.rendering.render import SUFFIXES as RENDER_SUFFIXES
-from megatron_kis.data_tools.rendering.render import render
+from megatron_kis.data_tools.rendering.render import exposures_fingerprint, render
 from megatron_kis.data_tools.rendering.templates import RelationTemplates, load_templates
 from megatron_kis.data_tools.selection.imports import import_facts, source_files
+from megatron_kis.data_tools.storage.exposures import SCHEMA as EXPOSURES_SCHEMA
 from megatron_kis.data_tools.tokenizers.base import META_SCHEMA, Tokenizer, side_file
 from megatron_kis.data_tools.tokenizers.gigatoken import usable_gigatoken
 from megatron_kis.data_tools.tokenizers.reference_encoder import package_version
@@ -52,6 +54,8 @@ kept with a message if runs use them."""
 _CORPUS_SUFFIXES = (".bin", ".idx", ".meta.json")
 _TOKENIZER_NAMES = ("tokenizer.model", "tokenizer.json")
 _NAMED_BY_FILE = ("bear", "lama")  # formats in which a file is named after its relation
+_SHOWN = "train_templates"
+"""Label of the render step: the fingerprint of each relation's train templates, which alone are trained on."""
 _Value = TypeVar("_Value")
 
 
@@ -147,6 +151,10 @@ def _facts_step(inputs: StepInputs) -> Step:
         make=partial(_make_facts, inputs),
         labels={"data.facts": list(map(str, files))},
         old_fingerprint=_old_fingerprint("facts", old),
+        asks_alone=lambda _stamp, changed, _folder: (
+            any(one.startswith(DISTRACTORS) for one in changed)
+            and all(one.startswith((DISTRACTORS, VERSIONS)) for one in changed)
+        ),
     )
 
 
@@ -312,6 +320,7 @@ def _render_step(inputs: StepInputs) -> Step:
     settings = inputs.settings
     made, labels, known = _made(inputs)
     contents = {name: asdict(entry) for name, entry in inputs.templates.items()}
+    shown = {name: fingerprint(entry.train) for name, entry in inputs.templates.items()}
     old = {**made, "templates": contents, "distractors": settings.select.distractors, "seed": settings.seed}
     return Step(
         name="render",
@@ -323,10 +332,28 @@ def _render_step(inputs: StepInputs) -> Step:
         },
         outputs=tuple(f"exposures{suffix}" for suffix in RENDER_SUFFIXES),
         make=partial(_make_rendering, inputs),
-        labels=labels,
+        labels={**labels, _SHOWN: shown},
         known=known,
         **_old_fingerprints("render", old, inputs.tokenizer, known),
+        asks_alone=partial(_asks_alone, inputs, shown),
     )
+
+
+def _asks_alone(
+    inputs: StepInputs, shown: Mapping[str, str], stamp: Mapping[str, Any], changed: Sequence[str], folder: Path
+) -> bool:
+    """Returns whether the exposures stay the same: the train templates do, whatever else is asked."""
+    of_questions = [one for one in changed if one.startswith((DISTRACTORS, TEMPLATES))]
+    if not of_questions or not all(one.startswith((DISTRACTORS, TEMPLATES, VERSIONS)) for one in changed):
+        return False
+    if _SHOWN in stamp["labels"]:
+        return bool(stamp["labels"][_SHOWN] == shown)
+    if all(one.startswith((DISTRACTORS, VERSIONS)) for one in changed):
+        return True
+    facts, tokenizer = _known(inputs.facts), _known(inputs.tokenizer)
+    with tempfile.TemporaryDirectory() as place:  # a stamp of an older version does not say which templates were shown
+        again = exposures_fingerprint(facts, inputs.templates, tokenizer, Path(place, "again"))
+    return bool(_read(folder / "exposures.json", EXPOSURES_SCHEMA).get("content_fingerprint") == again)
 
 
 def _make_rendering(inputs: StepInputs, folder: Path) -> None:

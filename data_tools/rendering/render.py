@@ -145,6 +145,77 @@ def render(
         )
     for suffix in (".json", ".questions.jsonl", ".facts.npy", ".ids.txt"):
         suffixed(prefix, suffix).unlink(missing_ok=True)
+    shown = _write_exposures(
+        facts,
+        templates,
+        tokenizer,
+        prefix,
+        longest_exposure=longest_exposure,
+        paraphrases=paraphrases,
+        progress=progress,
+    )
+    groups, relations, writer = shown.groups, shown.relations, shown.writer
+    rows = iter_questions(
+        facts, templates, tokenizer, distractors=distractors, seed=seed, paraphrases=paraphrases, chosen=chosen
+    )
+    header = _header(facts, tokenizer, distractors=distractors, seed=seed, asked=asked, left_out=left_out)
+    count = write_json_lines(questions_path, _with_header(header, progress.track(rows, description="questions")))
+    content = {
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        "content_fingerprint": writer.content_fingerprint,
+        "eod_id": tokenizer.eod_id,
+        "frame": tokenizer.frame_record(),
+        "vocab_size": tokenizer.vocab_size,
+        "lengths": {relation: asdict(counts) for relation, counts in sorted(relations.items())},
+        "paraphrased_facts": len(paraphrases),
+    }
+    write_exposure_index(prefix, shown.facts, shown.templates, content)
+    return RenderSummary(
+        prefix=prefix,
+        questions_path=questions_path,
+        exposures=writer.documents,
+        tokens=writer.tokens,
+        longest=max((counts.longest for counts in groups.values()), default=0),
+        mean_tokens={group: groups[group].mean for group in RENDERED_GROUPS if group in groups},
+        questions=count - 1,
+        left_out=left_out,
+        relations=dict(sorted(relations.items())),
+        remarks=tuple(template_remarks(facts, templates)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """Exposures that were written."""
+
+    facts: list[Fact]
+    """Facts that are shown, in their order."""
+    templates: list[int]
+    """[facts] number of train templates of each."""
+    groups: dict[str, TokenCounts]
+    relations: dict[str, TokenCounts]
+    writer: IndexedWriter
+
+
+def exposures_fingerprint(facts: Sequence[Fact], templates: Templates, tokenizer: Tokenizer, prefix: Path) -> str:
+    """Returns the ``content_fingerprint`` that the exposures of these facts have, which are written to ``prefix``."""
+    shown = _write_exposures(
+        facts, templates, tokenizer, prefix, longest_exposure=None, paraphrases={}, progress=Progress()
+    )
+    return shown.writer.content_fingerprint
+
+
+def _write_exposures(
+    facts: Sequence[Fact],
+    templates: Templates,
+    tokenizer: Tokenizer,
+    prefix: Path,
+    *,
+    longest_exposure: int | None,
+    paraphrases: Paraphrases,
+    progress: Progress,
+) -> _Shown:
+    """Writes the exposures, without their index; the arguments are those of ``render``."""
     rendered = [fact for fact in facts if fact.group in RENDERED_GROUPS]
     own = {fact.id: with_paraphrases(templates[fact.relation], paraphrases.get(fact.id)).train for fact in rendered}
     groups: dict[str, TokenCounts] = defaultdict(TokenCounts)
@@ -162,33 +233,7 @@ def render(
                 writer.add([*tokens, tokenizer.eod_id])
         if too_long:
             raise _too_long(too_long, longest_exposure, str(prefix))
-    rows = iter_questions(
-        facts, templates, tokenizer, distractors=distractors, seed=seed, paraphrases=paraphrases, chosen=chosen
-    )
-    header = _header(facts, tokenizer, distractors=distractors, seed=seed, asked=asked, left_out=left_out)
-    count = write_json_lines(questions_path, _with_header(header, progress.track(rows, description="questions")))
-    content = {
-        "tokenizer_fingerprint": tokenizer.fingerprint,
-        "content_fingerprint": writer.content_fingerprint,
-        "eod_id": tokenizer.eod_id,
-        "frame": tokenizer.frame_record(),
-        "vocab_size": tokenizer.vocab_size,
-        "lengths": {relation: asdict(counts) for relation, counts in sorted(relations.items())},
-        "paraphrased_facts": len(paraphrases),
-    }
-    write_exposure_index(prefix, rendered, [len(own[fact.id]) for fact in rendered], content)
-    return RenderSummary(
-        prefix=prefix,
-        questions_path=questions_path,
-        exposures=writer.documents,
-        tokens=writer.tokens,
-        longest=max((counts.longest for counts in groups.values()), default=0),
-        mean_tokens={group: groups[group].mean for group in RENDERED_GROUPS if group in groups},
-        questions=count - 1,
-        left_out=left_out,
-        relations=dict(sorted(relations.items())),
-        remarks=tuple(template_remarks(facts, templates)),
-    )
+    return _Shown(rendered, [len(own[fact.id]) for fact in rendered], groups, relations, writer)
 
 
 def template_remarks(facts: Sequence[Fact], templates: Templates) -> Iterator[str]:

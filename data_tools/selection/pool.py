@@ -26,7 +26,7 @@ from megatron_kis.data_tools.selection.revealing_names import contains_name, rev
 AMBIGUOUS_OBJECTS = "ambiguous: the subject has several objects"
 REPEATED = "said twice"
 NO_CONTENT = "no letter, number or symbol in a name"
-CONTAINS_OBJECT = "the object stands in the subject's name"
+CONTAINS_OBJECT = "the object is in the subject's name"
 HINTS_AT_OBJECT = "the subject's name hints at the object"
 
 _Key = tuple[str, str]
@@ -68,7 +68,7 @@ def usable_facts(
         relations: relations to keep; empty means all.
         longest_name: longest subject or object in characters.
         keep_telling_names: keep facts whose subject's name hints at the object.
-        permute_objects: deal the objects of each relation out anew to its subjects. A name that hints at its object is
+        permute_objects: assign the objects of each relation to its subjects again. A name that hints at its object is
             then an accident, and is kept: to drop it would say that what a name hints at is wrong.
         limit: most triples in memory, at about 1 kB each, 1.6 with ids and aliases.
         seed: seed of the sample if the source has more, and of the permutation.

@@ -417,7 +417,7 @@ def _has_room(used: Counter[str], answer: str, entities: Entities, most: int) ->
     """Returns whether fewer than ``most`` facts (0: any number) have an object that may mean the same as this one."""
     own = f"={name_key(answer)}"
     if most and used[own] < most and any(used[one] >= most for one in entities.meanings(answer)):
-        used[own] = most  # so it stays: many entities may bear one name
+        used[own] = most  # so it stays: many entities may have one name
     return not most or used[own] < most
 
 

@@ -29,7 +29,7 @@ from megatron_kis.common.terms import RENDERED_GROUPS
 from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.storage.indexed import suffixed
 
-_SCHEMA = "kis.exposures/2"
+SCHEMA = "kis.exposures/2"
 _LIST_SCHEMA = "kis.exposures/1"  # of older stores
 
 _KEYS = ("content_fingerprint", "tokenizer_fingerprint", "eod_id", "facts")
@@ -100,7 +100,7 @@ def write_exposure_index(prefix: Path, facts: Sequence[Fact], templates: Sequenc
     with atomic_write(suffixed(prefix, ".ids.txt")) as lines:
         lines.writelines(f"{fact.id}\n" for fact in facts)
     content = {
-        "schema": _SCHEMA,
+        "schema": SCHEMA,
         **header,
         "facts": len(facts),
         "exposures": int(table[:, 1].sum()),
@@ -155,7 +155,7 @@ def read_exposure_index(prefix: Path, *, exposures: int) -> ExposureIndex:
 
 def _header(path: Path) -> dict[str, Any]:
     try:
-        return read_json(path, _SCHEMA, keys=(*_KEYS, "groups", "relations"))
+        return read_json(path, SCHEMA, keys=(*_KEYS, "groups", "relations"))
     except InputError as error:
         if f"schema is {_LIST_SCHEMA!r}" not in error.problem:
             raise

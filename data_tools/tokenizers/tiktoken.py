@@ -164,7 +164,7 @@ def load_tiktoken(path: Path, model: bytes) -> TiktokenTokenizer:
     """Builds the tokenizer from the path and the content of a tiktoken file.
 
     Raises:
-        InputError: the file is damaged (``file:line``), its pattern is not known, or an id stands for two
+        InputError: the file is damaged (``file:line``), its pattern is not known, or an id has two
             tokens.
     """
     ranks = _ranks(path, model)

@@ -2,6 +2,7 @@
 
 The start page is the README. The reference of commands is generated from the parsers, and that of configuration keys
 from the classes of the settings. Each file that a link outside ``docs/`` names is copied, so that the site is complete.
+Tables of many columns are marked, so that ``tables.css`` can set them tightly.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from megatron_kis.config.study import StudyConfig
 ROOT = Path(__file__).resolve().parents[2]
 _LINK = re.compile(r"(?<=\]\()([^)\s#]+)(#[^)\s]*)?(?=\))")
 _EXTERNAL = ("http://", "https://", "mailto:")
+_TABLE = re.compile(r"<table>.*?</table>", re.S)
+_MANY_COLUMNS = 7
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -36,6 +39,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "reference/commands.md": "\n".join(_commands()),
         "reference/configuration.md": "\n".join(_configuration()),
     }
+    pages["assets/tables.css"] = (Path(__file__).parent / "tables.css").read_text(encoding="utf-8")
     for name, content in pages.items():
         files.append(File.generated(config, name, content=content))
     for path in sorted({path for file in files.documentation_pages() for path, _ in _outside(file)}):
@@ -61,6 +65,16 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
     text = _LINK.sub(moved, markdown)
     return _folders_as_code(text, page.file)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Marks the tables of many columns."""
+
+    def marked(match: re.Match[str]) -> str:
+        wide = match[0].count("<th") - match[0].count("<thead") >= _MANY_COLUMNS
+        return f'<div class="wide">{match[0]}</div>' if wide else match[0]
+
+    return _TABLE.sub(marked, html)
 
 
 def _folders_as_code(text: str, file: File) -> str:
@@ -129,8 +143,7 @@ def _metavar(action: argparse.Action) -> str:
 
 
 def _help(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
-    values = {**vars(action), "prog": parser.prog}
-    return (action.help or "") % values
+    return parser._get_formatter()._expand_help(action)
 
 
 def _configuration() -> Iterator[str]:

@@ -9,7 +9,8 @@ from megatron_kis.cli.outputs import new_folder
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("export", help="a run's checkpoint for other tools")
+    summary = "write a run's checkpoint, or its questions, for other tools"
+    parser = commands.add_parser("export", help=summary, description=summary)
     formats = parser.add_subparsers(dest="format", metavar="FORMAT", required=True)
     huggingface = formats.add_parser(
         "hf",
@@ -19,20 +20,23 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     huggingface.add_argument("run", type=Path, metavar="RUN_DIR", help="the run's folder")
     huggingface.add_argument("--output", type=new_folder, required=True, metavar="DIR", help="a folder to make")
-    huggingface.add_argument("--step", type=int, metavar="S", help="of the checkpoint (default: the newest)")
+    huggingface.add_argument("--step", type=int, metavar="S", help="step of the checkpoint (default: the newest)")
     huggingface.add_argument("--no-tokenizer", action="store_true", help="leave the tokenizer out")
     huggingface.set_defaults(handler=_huggingface)
     tasks = formats.add_parser(
         "lm-eval",
         help="lm-evaluation-harness: the run's questions as tasks",
-        description="Two tasks per group and split, 'statement' (acc is our rule statement) and 'answer' (acc is "
-        "sum, acc_norm is mean_char), for the model of kis export hf: lm_eval --model hf --model_args pretrained=MODEL "
-        "--include_path DIR --tasks kis_infused_held_out_statement. The tasks name their documents by absolute path.",
+        description="Writes two tasks per group and split, 'statement' (acc is our rule statement) and 'answer' (acc "
+        "is sum, acc_norm is mean_char), for the model of kis export hf: lm_eval --model hf --model_args "
+        "pretrained=MODEL --include_path DIR --tasks kis_infused_held_out_statement. The tasks name their documents by "
+        "absolute path.",
     )
     tasks.add_argument("run", type=Path, metavar="RUN_DIR", help="the run's folder")
     tasks.add_argument("--output", type=new_folder, required=True, metavar="DIR", help="a folder to make")
     tasks.add_argument("--exposures", type=Path, metavar="PREFIX", help="other facts: prefix of kis data render")
-    tasks.add_argument("--all-templates", action="store_true", help="every template, not the run's choice")
+    tasks.add_argument(
+        "--all-templates", action="store_true", help="ask with every template (default: the run's choice)"
+    )
     tasks.set_defaults(handler=_lm_eval)
 
 

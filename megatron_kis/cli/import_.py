@@ -9,12 +9,13 @@ from megatron_kis.cli.outputs import new_folder
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("import", help="a model of others as the start of a run")
+    summary = "make a Hugging Face model the start of a run"
+    parser = commands.add_parser("import", help=summary, description=summary)
     formats = parser.add_subparsers(dest="format", metavar="FORMAT", required=True)
     huggingface = formats.add_parser(
         "hf",
         help="Hugging Face: a Llama-like model in safetensors",
-        description="Writes a start, with which kis train begins (model.init_from), and the tokenizer, with which the "
+        description="Writes a start, from which kis train begins (model.init_from), and the tokenizer, with which the "
         "data must be made; prints the model section of a run. What is not plain Llama is refused.",
     )
     huggingface.add_argument("source", type=Path, metavar="DIR", help="folder with config.json and *.safetensors")

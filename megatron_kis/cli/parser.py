@@ -11,16 +11,37 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from megatron_kis.common.errors import InputError, printable
+from megatron_kis.common.errors import InputError, nearest, printable
 
 if TYPE_CHECKING:
     from megatron_kis.common.configuration import Config
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """Formatter that shows the default of an option, unless its help does, or the default says nothing."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        shown = "%(default)s"
+        text = (action.help or "").replace(f" (default: {shown})", "")  # Python's own, of --x and --no-x
+        says_nothing = action.default in (None, argparse.SUPPRESS, "", [], ()) or isinstance(action.default, bool)
+        if not action.option_strings or action.required or says_nothing or "default" in text:
+            return text
+        return f"{text} (default: {shown})"
+
+
 class Parser(argparse.ArgumentParser):
-    """Parser that adds some of its options only when it is used, and whose complaints are harmless to a terminal."""
+    """Parser that adds some of its options only when it is used, and whose complaints are harmless to a terminal.
+
+    A description is printed as a sentence, and hidden commands are in no list of choices.
+    """
 
     _pending: Callable[[], None] | None = None
+
+    def __init__(self, *, description: str | None = None, **settings: Any) -> None:
+        """Takes the settings of ``argparse.ArgumentParser``."""
+        if description:
+            description = description[:1].upper() + description[1:] + "." * (description[-1] not in ".?!")
+        super().__init__(description=description, **{"formatter_class": HelpFormatter, **settings})
 
     def complete_later(self, complete: Callable[[], None]) -> None:
         """Notes what adds the remaining options."""
@@ -36,6 +57,12 @@ class Parser(argparse.ArgumentParser):
         """Parses, after the remaining options were added."""
         self.complete()
         return super().parse_known_args(args, namespace)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
+            shown = [command.dest for command in action._choices_actions]
+            raise argparse.ArgumentError(action, f"there is no {value!r}; {nearest(value, shown)}")
+        super()._check_value(action, value)
 
     def error(self, message: str) -> NoReturn:
         """Prints the usage and the complaint, and ends with status 2."""

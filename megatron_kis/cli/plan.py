@@ -25,40 +25,43 @@ if TYPE_CHECKING:
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "plan",
-        help="layouts that fit, memory, time and GPU-hours; trains nothing",
-        description="Says how a model, a run or a study would lie on GPUs. Memory and time are computed; a "
-        "share of the peak (MFU) that you measured can be given with --mfu.",
-        epilog="TP, PP, DP: tensor, pipeline and data parallel ranks; SP: parallel.sequence. model presets: "
+        help="show the layouts that fit, memory, time and GPU-hours; trains nothing",
+        description="Shows the layouts in which a model, a run or a study fits on GPUs. Memory and time are computed; "
+        "a share of the peak (MFU) that you measured can be given with --mfu.",
+        epilog="TP, PP, DP: tensor, pipeline and data parallel ranks; SP: parallel.sequence. Model presets: "
         + ", ".join(PRESETS),
     )
     parser.add_argument(
         "model", metavar="MODEL", help="a preset, a shape (layers=32,width=4096,heads=32,...), RUN.yaml or STUDY.yaml"
     )
     parser.add_argument(
-        "--tokens", type=quantity, metavar="D", help="tokens of the run (of a model; files have theirs)"
+        "--tokens", type=quantity, metavar="D", help="tokens of the run (for a model; files have their own)"
     )
     parser.add_argument(
-        "--gpus", type=int, metavar="N", help="GPUs of a run (1; of a file, as many as its own layout has ranks)"
+        "--gpus", type=int, metavar="N", help="GPUs of a run (default: 1; for a file, the ranks of its layout)"
     )
-    parser.add_argument("--gpu", default="h100", metavar="KIND", help="h100, h200, a100, b200, ... (h100)")
+    parser.add_argument("--gpu", default="h100", metavar="KIND", help="h100, h200, a100, b200, ...")
     parser.add_argument("--mfu", type=float, metavar="SHARE", help="the share of the peak that you measured, 0 to 1")
     parser.add_argument(
         "--nvlink",
         type=float,
         metavar="GB/s",
-        help="between GPUs of a node, of each GPU in one direction (by --gpu; 450 for h100)",
+        help="speed between GPUs of a node, for each GPU in one direction (default: by --gpu; 450 for h100)",
     )
     parser.add_argument(
-        "--network", type=float, metavar="GB/s", help="between nodes, of each GPU in one direction (50 for h100)"
+        "--network",
+        type=float,
+        metavar="GB/s",
+        help="speed between nodes, for each GPU in one direction (default: by --gpu; 50 for h100)",
     )
-    parser.add_argument("--vocabulary", type=int, metavar="V", help="pieces (32000; a study's own if it says so)")
-    parser.add_argument("--length", type=whole_quantity, default=2048, metavar="L", help="tokens per sequence (2048)")
-    parser.add_argument("--batch", type=int, default=512, metavar="B", help="sequences per step, of a model (512)")
-    parser.add_argument("--show", type=int, default=5, metavar="K", help="layouts to show (5)")
+    parser.add_argument("--vocabulary", type=int, metavar="V", help="pieces (default: 32000, or those of the study)")
+    parser.add_argument("--length", type=whole_quantity, default=2048, metavar="L", help="tokens per sequence")
+    parser.add_argument("--batch", type=int, default=512, metavar="B", help="sequences per step, for a model")
+    parser.add_argument("--show", type=int, default=5, metavar="K", help="layouts to show")
     parser.add_argument(
         "--interleave",
         action="store_true",
-        help="also stages of several chunks of layers (parallel.virtual)",
+        help="also try stages of several chunks of layers (parallel.virtual)",
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(handler=_plan)
@@ -219,7 +222,7 @@ def _jobs_of_file(path: Path, options: argparse.Namespace) -> list[Planned]:
     pieces = study.data.vocab_size if "vocab_size" in study.data.model_fields_set else None
     shared = study.training
     length, batch = shared.sequence_length, shared.global_batch_size
-    # A size may stand in the ladder several times, with other budgets, layouts or doses.
+    # A size may be in the ladder several times, with other budgets, layouts or doses.
     alike = dict.fromkeys(("facts", "frequencies", "infusion_ratios"))
     kinds = Counter(
         (spot.entry.model_copy(update=alike), spot.tokens, spot.own_tokens(study.trunk)) for spot in expand_grid(study)

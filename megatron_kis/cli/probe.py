@@ -19,7 +19,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "the questions.",
     )
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="the run's folder")
-    parser.add_argument("--step", type=int, metavar="S", help="of the checkpoint (default: the newest)")
+    parser.add_argument("--step", type=int, metavar="S", help="step of the checkpoint (default: the newest)")
     parser.add_argument("--exposures", type=Path, metavar="PREFIX", help="other facts: prefix of kis data render")
     parser.add_argument("--all-templates", action="store_true", help="ask with every template, not the run's choice")
     parser.add_argument("--scoring", metavar="RULE", default="statement", help="rule of the table (default: statement)")
@@ -29,6 +29,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--pipeline", type=int, default=1, metavar="N", help="pipeline stages (default: 1)")
     parser.add_argument("--json", action="store_true", help="print all rules and the choices behind them as JSON")
     parser.add_argument("--outcomes", type=new_file, metavar="FILE.npz", help="write one record per question")
+    kept = "keep the answers in the run's folder beside its own, for the analysis (as kis study probe); a finished run"
+    parser.add_argument("--keep", action="store_true", help=kept)
     when = "write when each question was learned, forgotten and learned again in the run's own probes; asks nothing"
     parser.add_argument("--histories", type=new_file, metavar="FILE.csv", help=when)
     parser.set_defaults(handler=_probe)
@@ -49,6 +51,8 @@ def _probe(options: argparse.Namespace) -> int:
         moments = write_histories(options.run, options.histories, rule=options.scoring)
         print(f"{options.histories}: {moments} moments, rule {options.scoring}")
         return 0
+    if options.keep:
+        return _keep(options)
     found = evaluate_checkpoint(
         options.run,
         step=options.step,
@@ -66,6 +70,33 @@ def _probe(options: argparse.Namespace) -> int:
         print(json.dumps(found, ensure_ascii=False))
     else:
         _print_table(found, options.scoring)
+    return 0
+
+
+def _keep(options: argparse.Namespace) -> int:
+    from megatron_kis.common.errors import InputError
+    from megatron_kis.common.terms import SPLITS
+    from megatron_kis.data_tools.storage.indexed import suffixed
+    from megatron_kis.evaluate.ask import ask_again
+    from megatron_kis.training.artifacts import open_run
+
+    for name, given in (("--step", options.step), ("--outcomes", options.outcomes)):
+        if given is not None:
+            raise InputError("does not go with --keep, which asks the last step", where=name, remedy="leave it out")
+    probes = open_run(options.run).config.probes
+    if options.all_templates:
+        probes = probes.replace(templates=dict.fromkeys(SPLITS))
+    place = ask_again(
+        options.run,
+        questions=None if options.exposures is None else suffixed(options.exposures, ".questions.jsonl"),
+        probes=probes,
+        batch_size=options.batch_size,
+        device=options.device,
+        tensor=options.tensor,
+        pipeline=options.pipeline,
+    )
+    if place is not None:
+        print(place)
     return 0
 
 

@@ -9,8 +9,8 @@ import json
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "schema",
-        help="the JSON Schema of a run's or a study's file",
-        description="Prints a JSON Schema with every key, its type, default and meaning. An editor that is told of it "
+        help="print the JSON Schema of a run's or a study's file",
+        description="Prints a JSON Schema with every key, its type, default and meaning. An editor that reads it "
         "completes keys and marks mistakes.",
     )
     parser.add_argument("kind", choices=("run", "study"), help="the file of kis train, or that of kis study")

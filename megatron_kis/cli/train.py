@@ -14,7 +14,7 @@ from megatron_kis.config.ladder import PRESETS
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "train",
-        help="train one run; under torchrun for many ranks",
+        help="train one run; with several ranks under torchrun or srun",
         description="Trains one run from a YAML file. A folder that is DONE with these settings is left as it is; an "
         "unfinished run resumes from its newest whole checkpoint. SIGTERM and SIGUSR1 make it save a checkpoint and "
         "leave with exit status 75.",
@@ -27,7 +27,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--branch-from",
         metavar="RUN_DIR[@STEP]",
-        help="begin with a checkpoint of another run (schedule wsd, stable rate there) and decay from it",
+        help="start from a checkpoint of another run (schedule wsd, at a step with a stable rate) and decay from there",
     )
     parser.add_argument(
         "--restart", action="store_true", help="begin an unfinished run again; its checkpoints are removed"

@@ -6,7 +6,7 @@ begin at the folder of the file, those of overrides at the current folder (``pat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar, get_args, get_origin
 
@@ -27,7 +27,7 @@ from megatron_kis.common.files import read_text
 from megatron_kis.common.identifiers import ALLOWED, complaint, is_name
 from megatron_kis.common.identity import RUN_FILE
 from megatron_kis.common.parsing import parse_yaml
-from megatron_kis.common.paths import Moved, absolute, placed, seen_from, with_paths
+from megatron_kis.common.paths import Moved, absolute, expanded, placed, seen_from, with_paths
 from megatron_kis.common.units import as_count
 
 
@@ -64,8 +64,12 @@ class Config(BaseModel):
     @field_validator("*", mode="after")
     @classmethod
     def _placed(cls, value: Any, info: ValidationInfo) -> Any:
-        """Resolves paths against the folder of the file that names them."""
-        return value if info.context is None else _with_base(value, info.context["base"])
+        """Resolves paths against the folder of the file that names them, and notes which ones began there."""
+        if info.context is None:
+            return value
+        found = _with_base(value, info.context["base"])
+        info.context["relative"].update(_begun_there(value, found))
+        return found
 
     def replace(self, **changes: Any) -> Self:
         """Returns a copy with other values, which are not checked again."""
@@ -132,11 +136,17 @@ def parse_config(
         base: folder at which relative paths begin; None leaves paths as they are.
         overrides: settings in ``content`` that do not come from the file.
     """
+    relative: set[Path] = set()
     try:
-        return kind.model_validate(content, context={"base": base})
+        config = kind.model_validate(content, context={"base": base, "relative": relative})
     except ValidationError as error:
         raise input_error(error, kind, content, source=source, section=section, overrides=overrides) from None
+    config.__dict__[_RELATIVE] = frozenset(relative)
+    return config
 
+
+_RELATIVE = "_relative_paths"
+"""Next to the fields of settings that were read: the paths that their file names relatively. They are no setting."""
 
 _BOUNDS = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum", "le": "maximum"}
 
@@ -159,9 +169,17 @@ def _spell_out_bounds(schema: Any) -> None:
         _spell_out_bounds(inner)
 
 
-def as_content(config: Config, folder: Path, *, within: Path | None = None) -> dict[str, Any]:
-    """Returns settings as a file in ``folder`` says them, for YAML and JSON; see ``paths.seen_from``."""
-    return _dumped(config, lambda path: seen_from(path, folder, within=within))
+def as_content(config: Config, folder: Path, *, within: Path | None = None, as_read: bool = False) -> dict[str, Any]:
+    """Returns settings as a file in ``folder`` says them, for YAML and JSON; see ``paths.seen_from``.
+
+    Args:
+        config: the settings.
+        folder: where the file is.
+        within: a folder that is moved and copied as a whole.
+        as_read: whether to name relatively, too, what the file that was read names relatively.
+    """
+    relative = config.__dict__.get(_RELATIVE, frozenset()) if as_read else frozenset()
+    return _dumped(config, lambda path: seen_from(path, folder, within=within, relative=path in relative))
 
 
 def absolute_content(config: Config) -> dict[str, Any]:
@@ -188,6 +206,16 @@ def _with_base(value: Any, base: Path | Moved | None) -> Any:
     if isinstance(value, tuple) and any(isinstance(item, Path) for item in value):
         return tuple(_with_base(item, base) for item in value)
     return value
+
+
+def _begun_there(value: Any, found: Any) -> Iterator[Path]:
+    """Yields the resolved paths of a value that its file names relatively."""
+    if isinstance(value, Path) and isinstance(found, Path):
+        if not expanded(value).is_absolute():
+            yield found
+    elif isinstance(value, tuple) and isinstance(found, tuple):
+        for item, placed_item in zip(value, found, strict=True):
+            yield from _begun_there(item, placed_item)
 
 
 def _override(content: dict[str, Any], override: str, kind: type[BaseModel], base: Path | Moved) -> None:

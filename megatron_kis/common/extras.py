@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import Any
 
 from megatron_kis.common.errors import InputError
@@ -24,3 +25,17 @@ def import_extra(module: str, purpose: str, *, extra: str = "corpus") -> Any:
     except ImportError:
         remedy = f"pip install 'megatron-kis[{extra}]'"
         raise InputError(f"{module.partition('.')[0]} is needed {purpose}", remedy=remedy) from None
+
+
+def require_package(package: str, where: str) -> None:
+    """Refuses a setting whose package is not installed, without importing it.
+
+    Args:
+        package: its name.
+        where: the key that asks for it.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise InputError(f"the package {package} is not installed", where=where, remedy=f"pip install {package}")

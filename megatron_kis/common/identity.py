@@ -3,7 +3,8 @@
 Every stage holds to one definition. A run's identity is its result settings (everything in its configuration that can
 change a result, ``settings_of``) and the fingerprints of its data. It is written into ``run.json`` and every
 checkpoint; ``study.json`` says which identities belong to a study; nothing is resumed, reused, exported or analysed as
-what it is not. ``docs/identity.md`` is the map.
+what it is not. What a run is asked is no part of what it is: it can be asked again (``asked``). ``docs/identity.md`` is
+the map.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ batches; and files, which count by their content."""
 CELL = ("training.token_budget", "training.seed", "infusion.facts", "infusion.frequency", "infusion.ratio")
 """Settings in which the runs of one study differ by design, next to their model; a ratio is another way to give F."""
 
+ASKED = ("probes",)
+"""Settings of what a run is asked, and when: the results say them, and no run is another for them."""
+
 OF_THE_SIZE = ("model", "training.optimizer.learning_rate")
 """Settings that a size of the ladder may have of its own."""
 
@@ -66,6 +70,13 @@ STUDY_FILE, STUDY_SCHEMA = "study.json", "kis.study/1"
 
 DATA = ("tokenizer", "corpus", "validation", "exposures", "questions")
 """Names of the fingerprints of a run's data."""
+
+QUESTIONS = "questions"
+"""The one of them that says what a run was asked, and not what it was trained on."""
+
+ORDER = "order"
+"""Next to those of ``DATA``, of runs that show some of the facts: in which order these are taken. Older records do not
+have it."""
 
 OLDER_TOKENIZER = "tokenizer_model"
 """Next to those of ``DATA``: what records of older versions have as the fingerprint of the same tokenizer (the hash of
@@ -133,12 +144,17 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], *, but: tuple[s
 def changed_data(then: Mapping[str, Any], now: Mapping[str, Any], *, model_sha256: str | None = None) -> list[str]:
     """Returns the names of the fingerprints that differ: those of ``DATA`` first, in that order.
 
+    Questions are not compared, and an order of facts only where both name one.
+
     Args:
         then: fingerprints by name, as a record has them.
         now: others.
         model_sha256: of the tokenizer's model file, which is what an older record has as the tokenizer's fingerprint.
     """
-    names = [name for name in dict.fromkeys((*DATA, *then, *now)) if then.get(name) != now.get(name)]
+    named = dict.fromkeys((*DATA, *then, *now))
+    names = [name for name in named if name != QUESTIONS and then.get(name) != now.get(name)]
+    if not (then.get(ORDER) and now.get(ORDER)):
+        names = [name for name in names if name != ORDER]
     older = model_sha256 is not None and then.get("tokenizer") == model_sha256
     return [name for name in names if not (older and name == "tokenizer")]
 

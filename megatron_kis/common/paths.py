@@ -73,18 +73,23 @@ def tidy(path: Path) -> Path:
     return short if ".." not in path.parts or short.resolve() == path.resolve() else path
 
 
-def seen_from(path: Path, folder: Path, *, within: Path | None = None) -> Path:
+def seen_from(path: Path, folder: Path, *, within: Path | None = None, relative: bool = False) -> Path:
     """Returns how a file in ``folder`` names a path.
 
     Args:
         path: from the current folder, or absolute.
         folder: where the file is.
         within: a folder that is moved and copied as a whole, so that absolute paths in it are named relatively, too.
+        relative: whether to name it relatively wherever it is.
 
     Returns:
         A path relative to ``folder``; an absolute one elsewhere as it is.
     """
-    if path.is_absolute() and not (within is not None and path.resolve().is_relative_to(within.resolve())):
+    if (
+        path.is_absolute()
+        and not relative
+        and not (within is not None and path.resolve().is_relative_to(within.resolve()))
+    ):
         return path
     whole = path.absolute()  # "." has no name of its own
     return Path(os.path.relpath(whole.parent.resolve() / whole.name, folder.absolute().resolve()))

@@ -1,4 +1,4 @@
-"""The names of fact groups and template splits, as they are written in files, settings and options."""
+"""The names of fact groups, template splits and scoring rules, as they are written in files, settings and options."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ HELD_OUT: Final = "held_out"
 """Split of the templates that only probes use: they tell memory of a fact from memory of a sentence."""
 QUESTION: Final = "question"
 """Split of the templates that ask a question and answer it; for probes only."""
+
+SCORING_RULES: tuple[str, ...] = ("statement", "sum", "mean_token", "mean_char", "mean_byte", "pmi")
+"""The scoring rules by which a probe compares options, in the order of their columns."""
 
 SPLITS: tuple[Split, ...] = (TRAIN, HELD_OUT, QUESTION)
 """The template splits, in the order in which questions are written."""

@@ -85,6 +85,14 @@ def in_table(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def in_bytes(count: float) -> str:
+    """Returns bytes as people say them: ``850 MB``, ``12 GB``, ``3.4 TB``."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.2g} {unit}" if count < 10 * size else f"{count / size:,.0f} {unit}"
+    return f"{count / 1e3:,.0f} kB"
+
+
 def duration(seconds: float | None) -> str:
     """Returns seconds as people say them: ``3 d 4 h``, ``2 h 05 min``, ``7 min``, ``40 s``."""
     if seconds is None:
@@ -97,3 +105,11 @@ def duration(seconds: float | None) -> str:
     if days:
         return f"{days} d {hours} h"
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
+
+
+def rounded_up(value: float, digits: int = 2) -> int:
+    """Returns the next whole number of at most so many significant digits: 350 for 341.2."""
+    if value <= 1:
+        return 1
+    step = int(10 ** max(math.floor(math.log10(value)) - digits + 1, 0))
+    return math.ceil(value / step - 1e-9) * step

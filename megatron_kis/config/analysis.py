@@ -17,6 +17,7 @@ from pydantic import (
 from megatron_kis.common.complaints import input_error
 from megatron_kis.common.configuration import Config
 from megatron_kis.common.errors import nearest
+from megatron_kis.common.terms import SPLITS
 
 CRITERIA = ("retention", "hinge", "tolerance_rule", "general_loss", "half_margin")
 
@@ -30,6 +31,13 @@ SECTION = "analysis"
 def _criterion(name: str) -> str:
     if name not in CRITERIA:
         msg = f"{name!r} is no criterion; {nearest(name, CRITERIA)}"
+        raise ValueError(msg)
+    return name
+
+
+def _split(name: str) -> str:
+    if name not in SPLITS:
+        msg = f"{name!r} is no split of the templates; {nearest(name, SPLITS)}"
         raise ValueError(msg)
     return name
 
@@ -55,7 +63,7 @@ _Share = Annotated[float, Field(ge=0, lt=1)]
 class AnalysisConfig(Config):
     """Settings of criteria, law and report; they are written into every result."""
 
-    split: Annotated[str, Field(json_schema_extra={"enum": ["train", "held_out", "question"]})] = "held_out"
+    split: Annotated[str, AfterValidator(_split), Field(json_schema_extra={"enum": list(SPLITS)})] = "held_out"
     """Template split the criteria look at. Held-out templates tell memory of a fact from memory of a sentence."""
 
     criterion: Annotated[str, AfterValidator(_criterion), Field(json_schema_extra={"enum": list(CRITERIA)})] = (
@@ -75,8 +83,8 @@ class AnalysisConfig(Config):
     outcome: Annotated[Literal["accuracy", "pairwise"], Field(json_schema_extra={"enum": ["accuracy", "pairwise"]})] = (
         "accuracy"
     )
-    """Rate that onset, hinge and tolerance rule look at: ``accuracy`` (questions answered right) or ``pairwise`` (wrong
-    options that score below the right one; chance 0.5)."""
+    """Rate that the onset and the criteria ``retention``, ``hinge`` and ``tolerance_rule`` look at: ``accuracy``
+    (questions answered right) or ``pairwise`` (wrong options that score below the right one; chance 0.5)."""
 
     axis: Annotated[
         Literal["auto", "frequency", "facts"], Field(json_schema_extra={"enum": ["auto", "frequency", "facts"]})
@@ -89,7 +97,8 @@ class AnalysisConfig(Config):
     """Scoring rule the criteria look at: summed log-likelihood of the whole statement, the object anywhere in it."""
 
     r: _OpenShare = 0.10
-    """Relative fall below the maximum that marks the collapse point: the curve stays under (1 - r) of its maximum."""
+    """Relative fall that marks the collapse point. ``retention``: the share of the plateau's excess over chance that is
+    lost. ``tolerance_rule``: the curve stays below (1 - r) of its maximum."""
 
     delta_min: _Share = 0.05
     """Smallest fall, in rate, that may be called a collapse. A smaller one that is certain is inconclusive."""
@@ -116,7 +125,7 @@ class AnalysisConfig(Config):
     """Parametric bootstrap resamples of the test against "no collapse"."""
 
     law_resamples: Annotated[int, AfterValidator(_no_or_enough_resamples)] = 999
-    """Resamples and draws behind the law's intervals: of all curves together, and of the bootstrap that checks them; 0:
+    """Resamples and draws for the law's intervals: of all curves together, and of the bootstrap that checks them; 0:
     intervals from the points alone."""
 
     bend: float = Field(0.025, ge=0)

@@ -219,7 +219,7 @@ class DocumentsConfig(Config):
 
     eod_belongs_to: Literal["next", "previous"] | None = None
     """The document that an end-of-document token is part of, with ``reset_attention``. ``next``: the one that begins
-    after it, so that every exposure is trained behind this token, as the probe asks for it; general text then comes
+    after it, so that every exposure is trained after this token, as the probe asks about it; general text then comes
     before the exposures of its sequence. ``previous``: the one that it ends, as with Megatron-LM's
     ``--reset-attention-mask``. None: ``next``, or ``previous`` where the tokenizer puts a token of its own before each
     document."""

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_v
 
 from megatron_kis.common.configuration import Config, Count, Quantity, SafeName
 from megatron_kis.common.errors import nearest
+from megatron_kis.common.terms import SCORING_RULES
 from megatron_kis.config.analysis import AnalysisConfig
 from megatron_kis.config.data import Background, BackgroundConfig, DocumentsConfig
 from megatron_kis.config.dose import Dose, dose_of
@@ -282,6 +283,23 @@ class StudyConfig(Config):
             msg = (
                 f"background: the groups have {wanted} facts together, of {most} background facts; make groups "
                 "smaller, or raise data.select.background"
+            )
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_analysed_is_asked(self) -> StudyConfig:
+        scoring, split, asked = self.analysis.scoring, self.analysis.split, self.probes.templates
+        if scoring not in SCORING_RULES:
+            msg = f"analysis.scoring: {scoring!r} is no scoring rule; {nearest(scoring, SCORING_RULES)}"
+            raise ValueError(msg)
+        counts = {str(name): count for name, count in asked.items()}
+        if counts.get(split, 0) == 0:  # None is all of them
+            others = ", ".join(name for name, count in counts.items() if count != 0)
+            said = f"has 0 of {split}" if split in counts else f"leaves {split} out"
+            msg = (
+                f"analysis.split: {split!r} is not asked, probes.templates {said}; ask for it there, or analyse one "
+                f"that is asked: {others}"
             )
             raise ValueError(msg)
         return self

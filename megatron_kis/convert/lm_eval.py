@@ -1,6 +1,6 @@
 """``kis export lm-eval``: a run's questions as tasks of lm-evaluation-harness, to evaluate its ``kis export hf``.
 
-Two tasks for each group and split, each a YAML file and its documents beside it:
+Two tasks for each group and split, each a YAML file with its documents next to it:
 
 | task | what it scores | our rule |
 |---|---|---|

@@ -101,7 +101,7 @@ def frequencies_for(
         weights = _weights(np.where(shown, 1.0 if weights is None else weights, 0.0), facts)
     if ratio is not None:
         if not 0.0 <= ratio <= 1.0:
-            raise InputError(f"is {ratio:g}", where="infusion_ratio", remedy="must lie in [0, 1]")
+            raise InputError(f"is {ratio:g}", where="infusion_ratio", remedy="must be in [0, 1]")
         if not facts or not ratio:
             return _checked(0, facts) if not ratio else _checked(1, facts)
         return _nearest(tokens_of, _Apportionment(facts, weights, key), target=ratio * budget, limit=budget)
@@ -133,7 +133,7 @@ def _listed(given: NDArray[Any], facts: int, weights: FloatArray | None) -> NDAr
     if weights is not None:
         raise InputError("is a list, and so is popularity", where=where, remedy="give one of them")
     if given.shape != (facts,):
-        raise InputError(f"lists {len(given)} frequencies for {facts} facts", where=where, remedy="give one a fact")
+        raise InputError(f"lists {len(given)} frequencies for {facts} facts", where=where, remedy="give one per fact")
     if given.dtype.kind not in "iu" or (facts and given.min() < 0):
         raise InputError(
             "lists something else than whole numbers of 0 or more", where=where, remedy="give how often each is shown"
@@ -145,7 +145,7 @@ def _weights(popularity: ArrayLike, facts: int) -> FloatArray:
     weights = np.asarray(popularity, dtype=np.float64)
     if weights.shape != (facts,) or not np.isfinite(weights).all() or (weights < 0).any() or not weights.sum():
         raise InputError(
-            f"is no list of {facts} numbers of 0 or more, some above 0", where="popularity", remedy="give one a fact"
+            f"is no list of {facts} numbers of 0 or more, some above 0", where="popularity", remedy="give one per fact"
         )
     shares: NDArray[np.float64] = weights / weights.mean()
     return shares

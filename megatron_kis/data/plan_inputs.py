@@ -114,7 +114,7 @@ class BackgroundFacts:
             raise InputError(
                 f"lists {self.frequency.size} frequencies for {len(self.table)} facts",
                 where="background_frequency",
-                remedy="give one a fact",
+                remedy="give one per fact",
             )
         if equal_frequencies(self.frequency):
             object.__setattr__(self, "frequency", int(self.frequency.max(initial=0)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +68,7 @@ def evaluate_checkpoint(
             return None
     if outcomes is not None:
         result.write_outcomes(outcomes)
-    rows = [
-        {name: _finite(value) for name, value in row.items()} | {"bits_per_parameter": row["bits"] / parameters}
-        for row in result.rows
-    ]
+    rows = [{**row, "bits_per_parameter": row["bits"] / parameters} for row in finite_rows(result.rows)]
     return {
         "schema": PROBE_SCHEMA,
         "run": config.name,
@@ -82,6 +80,11 @@ def evaluate_checkpoint(
         **probe.settings(),
         "rows": rows,
     }
+
+
+def finite_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns rows of a probe for JSON, which has no NaN and no infinity: they become None."""
+    return [{name: _finite(value) for name, value in row.items()} for row in rows]
 
 
 def _finite(value: Any) -> Any:

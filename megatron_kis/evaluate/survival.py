@@ -24,6 +24,7 @@ from megatron_kis.common.terms import BACKGROUND, INFUSED
 from megatron_kis.data.ledger import LEDGER_SCHEMA
 from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.facts.names import name_key
+from megatron_kis.evaluate.ask import questions_answered
 from megatron_kis.evaluate.history import check_asked
 from megatron_kis.evaluate.similarity import OtherFacts, Pieces, Similarity
 from megatron_kis.probes.curves import LastOutcomes, read_last_outcomes
@@ -65,7 +66,15 @@ class _Cell:
     """By fact: runs that ask for it, runs that know it, share of right answers, mean margin, exposures; each summed."""
 
 
-def write_survival(runs: Sequence[Path], facts: Sequence[Fact], output: Path, *, split: str, rule: str) -> int:
+def write_survival(
+    runs: Sequence[Path],
+    facts: Sequence[Fact],
+    output: Path,
+    *,
+    split: str,
+    rule: str,
+    answers: Mapping[str, Path] | None = None,
+) -> int:
     """Writes a CSV file with one row per background fact and cell.
 
     A run knows a fact if it answers more than half of the questions about it rightly at its last probe.
@@ -76,6 +85,7 @@ def write_survival(runs: Sequence[Path], facts: Sequence[Fact], output: Path, *,
         output: the CSV file.
         split: split of the templates with which the facts are asked for.
         rule: scoring rule.
+        answers: folders of the answers to use, by name of the run, of those whose own are to other questions.
 
     Returns:
         The number of rows.
@@ -89,7 +99,8 @@ def write_survival(runs: Sequence[Path], facts: Sequence[Fact], output: Path, *,
     past: PastRun | None = None
     for folder in runs:
         past = open_run(folder)
-        _add_run(cells, past, _questions(past, questions), by_id, split=split, rule=rule)
+        place = (answers or {}).get(folder.name, folder)
+        _add_run(cells, past, place, _questions(past, place, questions), by_id, split=split, rule=rule)
     if past is None or not any(cell.facts for cell in cells.values()):
         problem = f"no run asked for background facts with templates of split {split!r}"
         raise InputError(problem, where="split", remedy="choose another split, or probe with its templates")
@@ -103,31 +114,33 @@ def write_survival(runs: Sequence[Path], facts: Sequence[Fact], output: Path, *,
     return rows
 
 
-def _questions(past: PastRun, known: dict[str, QuestionSet]) -> QuestionSet:
-    """Returns the questions of a run; runs that are asked the same ones share them."""
+def _questions(past: PastRun, place: Path, known: dict[str, QuestionSet]) -> QuestionSet:
+    """Returns the questions behind a run's answers; runs that are asked the same ones share them."""
     config = past.config
     choice = {
         "questions": past.record["fingerprints"].get("questions"),
+        "asked since": None if place == past.folder else place.name,
         "probes": config.probes.model_dump(mode="json"),
         "infusion": config.infusion.model_dump(mode="json", exclude={"frequency", "ratio"}),
     }
     key = json.dumps(choice, sort_keys=True)
     if key not in known:
-        known[key] = past.questions(config.probes.templates)
+        known[key] = questions_answered(past, place)
     return known[key]
 
 
 def _add_run(
     cells: dict[tuple[Any, ...], _Cell],
     past: PastRun,
+    place: Path,
     questions: QuestionSet,
     facts: Mapping[str, Fact],
     *,
     split: str,
     rule: str,
 ) -> None:
-    """Adds a run to its cell."""
-    outcomes = read_last_outcomes(past.folder / "outcomes", rule)
+    """Adds a run, whose answers are in the folder ``place``, to its cell."""
+    outcomes = read_last_outcomes(place / "outcomes", rule)
     check_asked(past, len(outcomes.correct), len(questions.questions))
     path = past.folder / "exposures.json"
     received = read_json(path, LEDGER_SCHEMA, keys=("received",))["received"]

@@ -8,13 +8,15 @@ their options follow each other: an option that the run never shows as an answer
 all objects of a relation are options this cannot be helped.) Facts that no question asks about come last.
 
 The order is that of the questions' file, the same for all seeds and whatever a run is asked: it is taken from
-questions of every split (``ONE_OF_EACH``), not from those that ``probes.templates`` leaves.
+questions of every split (``ONE_OF_EACH``), not from those that ``probes.templates`` leaves. Where a study has other
+questions by now than its first runs began with, the first ones still tell the order (``order_file``).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +29,21 @@ from megatron_kis.probes.questions import QuestionSet
 
 ONE_OF_EACH: dict[str, int] = dict.fromkeys(SPLITS, 1)
 """Templates whose questions tell the order: every fact that any question asks about has one of them."""
+
+
+def order_file(questions: Path) -> Path:
+    """Returns the file that tells the order of the facts: the one next to the questions, or the questions themselves.
+
+    Args:
+        questions: ``exposures.questions.jsonl`` of the data, or ``questions.jsonl.gz`` of a run's inputs.
+    """
+    first = order_path(questions)
+    return first if first.exists() else questions
+
+
+def order_path(questions: Path) -> Path:
+    """Returns the name of the file next to questions that tells the order of the facts, there or not."""
+    return questions.with_name(questions.name.replace("questions.jsonl", "order.jsonl"))
 
 
 def infusion_order(questions: QuestionSet, group: str = INFUSED) -> list[str]:
@@ -128,8 +145,12 @@ def _stretches(order: Sequence[str], groups: Sequence[BackgroundGroup]) -> Itera
 
 def asks_about_every_fact(config: RunConfig) -> bool:
     """Returns whether a run is asked about every fact that its questions are about."""
-    infusion = config.infusion
-    return infusion.facts is None and not infusion.background.groups and config.probes.facts_per_group is None
+    return not takes_some_facts(config) and config.probes.facts_per_group is None
+
+
+def takes_some_facts(config: RunConfig) -> bool:
+    """Returns whether the order of the facts decides which ones a run shows, or how often."""
+    return config.infusion.facts is not None or bool(config.infusion.background.groups)
 
 
 def questions_of_run(questions: QuestionSet, config: RunConfig, *, own: QuestionSet | None = None) -> QuestionSet:

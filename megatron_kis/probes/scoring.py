@@ -17,7 +17,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-RULES = ("statement", "sum", "mean_token", "mean_char", "mean_byte", "pmi")
+from megatron_kis.common.terms import SCORING_RULES
+
+RULES = SCORING_RULES
 
 
 def score_rules(

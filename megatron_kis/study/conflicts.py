@@ -17,19 +17,17 @@ from typing import Any
 from megatron_kis.common.errors import InputError, first_of, system_problem
 from megatron_kis.common.files import read_json
 from megatron_kis.common.identity import (
+    ASKED,
     CHECKPOINT_FILE,
     CHECKPOINT_SCHEMA,
     RUN_FILE,
     RUN_SCHEMA,
-    STUDY_FILE,
-    STUDY_SCHEMA,
     data_differences,
     differences,
     settings_of,
 )
 from megatron_kis.config.run import RunConfig
 from megatron_kis.config.study import StudyConfig
-from megatron_kis.study.manifest import read_resolved
 from megatron_kis.training.record import config_fingerprint, result_settings, setting_differences
 
 _SHOWN = 3  # names, and kinds of differences
@@ -63,7 +61,7 @@ def foreign_settings(run: RunConfig, record: Mapping[str, Any]) -> list[str]:
     config = record.get("config")
     if not isinstance(config, dict):
         return ["its settings are not recorded"]
-    return differences(settings_of(config), result_settings(run))
+    return differences(settings_of(config), result_settings(run), but=ASKED)
 
 
 def conflicts(
@@ -110,13 +108,12 @@ def unfinished_conflicts(runs: Iterable[RunConfig]) -> list[Conflict]:
     return found
 
 
-def refuse(output: Path, found: Sequence[Conflict], *, holds: str = "") -> None:
+def refuse(output: Path, found: Sequence[Conflict]) -> None:
     """Refuses a study while runs conflict with it.
 
     Args:
         output: folder of the study.
         found: the conflicts.
-        holds: name of another study to which the folder belongs, if it does.
 
     Raises:
         InputError: how many there are, what differs by key, and the first by name.
@@ -135,8 +132,6 @@ def refuse(output: Path, found: Sequence[Conflict], *, holds: str = "") -> None:
     if len(groups) > _SHOWN:
         rest = sum(len(names) for names in list(groups.values())[_SHOWN:])
         parts.append(f"{rest:,} more differ otherwise")
-    if holds:
-        parts.append(f"the folder holds the study {holds!r}")
     remedy = _REMEDY
     if all(conflict.kind.startswith("checkpoints") for conflict in found):
         remedy = "restore the settings, choose another output, or begin them again with --restart"
@@ -162,31 +157,6 @@ def check_output(output: Path) -> None:
         return
 
 
-def check_owner(study: StudyConfig, runs: Sequence[RunConfig]) -> str:
-    """Refuses an output folder that holds another study's runs.
-
-    A study that was renamed is still the same: some of its runs are there.
-
-    Returns:
-        The name of the study to which the folder belongs, if it is another; else an empty text.
-
-    Raises:
-        InputError: the folder belongs to another study, and none of this one's runs is in it.
-    """
-    owner = _owner(study.output)
-    if not owner or owner == study.name:
-        return ""
-    others = unnamed(study, runs)
-    if others and not any(_begun(run.output) for run in runs):
-        count = f"{len(others):,} run{'s' * (len(others) > 1)}"
-        raise InputError(
-            f"holds another study, {owner!r}, with {count}, none of them this one's",
-            where=str(study.output),
-            remedy="give each study an 'output' of its own",
-        )
-    return owner
-
-
 def unnamed(study: StudyConfig, runs: Iterable[RunConfig]) -> list[str]:
     """Returns the runs in the study's folder that the study does not name."""
     try:
@@ -194,7 +164,7 @@ def unnamed(study: StudyConfig, runs: Iterable[RunConfig]) -> list[str]:
     except OSError:
         return []
     others = names - {run.output.name for run in runs}
-    return sorted(name for name in others if not name.startswith(".") and _begun(study.runs_folder / name))
+    return sorted(name for name in others if not name.startswith(".") and begun(study.runs_folder / name))
 
 
 def unnamed_line(study: StudyConfig, runs: Iterable[RunConfig]) -> str:
@@ -238,21 +208,6 @@ def newest_identity(folder: Path) -> dict[str, Any] | None:
     return identity if isinstance(identity, dict) else {}
 
 
-def _begun(folder: Path) -> bool:
+def begun(folder: Path) -> bool:
     """Tells whether a run was begun in a folder."""
     return any((folder / mark).exists() for mark in (RUN_FILE, "DONE", "checkpoints", "metrics.jsonl"))
-
-
-def _owner(output: Path) -> str:
-    """Returns the name of the study that a folder was made for; empty if it does not say."""
-    try:
-        name = read_json(output / STUDY_FILE, STUDY_SCHEMA).get("study")
-        if isinstance(name, str) and name:
-            return name
-    except InputError:
-        pass
-    try:
-        name = read_resolved(output).get("name")
-    except InputError:
-        return ""
-    return name if isinstance(name, str) else ""

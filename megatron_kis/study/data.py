@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import read_text, sha256_file
-from megatron_kis.common.identity import DATA
+from megatron_kis.common.identity import DATA, QUESTIONS
 from megatron_kis.common.parsing import parse_json
 from megatron_kis.common.paths import absolute
 from megatron_kis.config.data import DataConfig
@@ -44,13 +44,17 @@ def fingerprints_of(files: DataConfig) -> dict[str, str]:
 
 
 def same_data(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Tells whether two sets of fingerprints are of the same data, as far as both say."""
-    return all(one[name] == other[name] for name in DATA if one.get(name) and other.get(name))
+    """Tells whether two sets of fingerprints are of the same data, as far as both say; questions do not count."""
+    names = [name for name in DATA if name != QUESTIONS and one.get(name) and other.get(name)]
+    return all(one[name] == other[name] for name in names)
 
 
 def with_data(runs: Sequence[RunConfig], fingerprints: Mapping[str, str]) -> list[RunConfig]:
-    """Returns the runs with the fingerprints of their data: a run that starts late on other data is refused."""
-    expected = {name: fingerprints[name] for name in DATA if name in fingerprints}
+    """Returns the runs with the fingerprints of their data: a run that starts late on other data is refused.
+
+    What it is asked may change until it starts.
+    """
+    expected = {name: fingerprints[name] for name in DATA if name in fingerprints and name != QUESTIONS}
     return [run.model_copy(update={"data": run.data.model_copy(update={"fingerprints": expected})}) for run in runs]
 
 

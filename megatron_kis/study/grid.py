@@ -14,6 +14,7 @@ from megatron_kis.config.data import DataConfig, InfusionConfig
 from megatron_kis.config.layout import check_layouts
 from megatron_kis.config.run import CheckpointConfig, ModelConfig, RunConfig, TrainingConfig
 from megatron_kis.config.study import StudyConfig
+from megatron_kis.config.training import resolve_precision
 from megatron_kis.config.vocabulary import VOCABULARY_MULTIPLE, padded_vocabulary
 from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 from megatron_kis.study.specs import RunSpec, expand_grid
@@ -109,6 +110,7 @@ def plan_rows(study: StudyConfig, runs: Sequence[RunConfig]) -> list[dict[str, A
                 "tokens": plan.token_budget,
                 "facts": facts_shown(plan),
                 "infusion_frequency": plan.infusion_frequency,
+                "configured_ratio": run.infusion.ratio,
                 "infusion_ratio": plan.infusion_ratio,
                 "background_frequency": plan.background_frequency,
                 "background_groups": [group.model_dump() for group in run.infusion.background.groups],
@@ -125,7 +127,9 @@ def plan_rows(study: StudyConfig, runs: Sequence[RunConfig]) -> list[dict[str, A
                 "params": params,
                 "nonembedding_params": nonembedding,
                 **fed,
+                "seed": run.training.seed,
                 "flops": flops * fed["tokens"] * own_share(run),
+                "checkpoint_bytes": params * _bytes_per_parameter(run),
                 "trunk": None if run.trunk is None else run.trunk.name,
             }
         )
@@ -137,6 +141,12 @@ def _size(model: ModelConfig, vocabulary: int, length: int) -> tuple[int, int, f
     """Returns N, N without embeddings, and FLOPs per token."""
     shape = model.shape()
     return shape.params(vocabulary), shape.nonembedding_params(), shape.flops_per_token(vocabulary, length)
+
+
+def _bytes_per_parameter(run: RunConfig) -> int:
+    """Returns the bytes of a checkpoint for each parameter: the weight, and the optimizer's state in fp32."""
+    precision = resolve_precision(run.training.precision, cpu=run.device == "cpu")
+    return 4 + 8 if precision == "fp32" else 2 + 12
 
 
 def _with_branching(study: StudyConfig) -> CheckpointConfig:

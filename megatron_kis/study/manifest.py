@@ -38,6 +38,10 @@ FILES = ("data.text", "data.facts", "data.templates", "data.tokenizer")
 """Settings that name files, which count by their content."""
 
 
+QUESTIONS = ("data.templates", "data.select.distractors")
+"""Settings of the data that may make other questions, and nothing that a run is trained on."""
+
+
 def manifest_of(study_name: str, runs: Sequence[RunConfig], fingerprints: Mapping[str, str]) -> dict[str, Any]:
     """Returns the content of ``study.json``.
 
@@ -94,9 +98,10 @@ def study_content(study: StudyConfig, folder: Path) -> dict[str, Any]:
     """Returns the resolved study for a file in ``folder``: relative paths begin there.
 
     Paths within the study's own folder become relative, however the study names them, so that the folder can be moved
-    and copied. Other absolute paths stay.
+    and copied; so do the sources that the study file names relatively, and that are moved together with both. Other
+    absolute paths stay.
     """
-    return as_content(study, folder, within=study.output)
+    return as_content(study, folder, within=study.output, as_read=True)
 
 
 def read_resolved(output: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ old place, if they are still the same.
 |---|---|
 | ``inputs/tokenizer.model``, ``tokenizer.json`` or another name of its kind | the tokenizer, with its ``.meta.json`` |
 | ``inputs/questions.jsonl.gz`` | all questions; SHA-256 of what is compressed is the fingerprint |
+| ``inputs/order.jsonl.gz`` | the questions that tell the order of the facts, where they are others |
 | ``inputs/frequencies.tsv`` | the file of ``infusion.frequencies``, if the run has one |
 """
 
@@ -23,13 +24,20 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import atomic_path, read_json, sha256_content, sha256_file, steadily
+from megatron_kis.common.identity import QUESTIONS as ASKED
 from megatron_kis.common.identity import RUN_FILE, RUN_SCHEMA, data_differences, settings_of
 from megatron_kis.config.recorded import recorded_config
-from megatron_kis.config.run import RunConfig
+from megatron_kis.config.run import ProbeConfig, RunConfig
 from megatron_kis.data_tools.storage.indexed import suffixed
 from megatron_kis.data_tools.tokenizers.base import Tokenizer, side_file
 from megatron_kis.data_tools.tokenizers.registry import load_tokenizer, write_copy
-from megatron_kis.probes.infusion_order import ONE_OF_EACH, asks_about_every_fact, questions_of_run
+from megatron_kis.probes.infusion_order import (
+    ONE_OF_EACH,
+    asks_about_every_fact,
+    order_file,
+    order_path,
+    questions_of_run,
+)
 from megatron_kis.probes.questions import QuestionSet, read_questions
 from megatron_kis.training.record import check_closed, setting_differences
 
@@ -66,12 +74,18 @@ def keep_inputs(run: Path, config: RunConfig, tokenizer: Tokenizer, questions_sh
             _same(model, "tokenizer", tokenizer.model_sha256, (sha256_file(model),))
         write_copy(tokenizer, run / FOLDER)
     _same(model, "tokenizer", tokenizer.fingerprint, (load_tokenizer(model).fingerprint,))
-    _keep(config.data.questions, run / QUESTIONS, "questions", questions_sha256)
+    first = order_path(config.data.questions)
+    order = order_path(run / QUESTIONS)
+    if first.exists() and not asks_about_every_fact(config) and not (run / QUESTIONS).exists():
+        keep_file(first, order, "order of the facts", sha256_file(first))
+    keep_file(config.data.questions, run / QUESTIONS, "questions", questions_sha256)
+    if order.exists():
+        inputs["order"] = f"{FOLDER}/{order.name}"
     if config.infusion.frequencies is not None:
         inputs["frequencies"] = FREQUENCIES
         if not (run / FREQUENCIES).exists():  # one that is there has this plan, or the run would have been refused
             original = config.infusion.frequencies
-            _keep(original, run / FREQUENCIES, "frequencies", sha256_file(original))
+            keep_file(original, run / FREQUENCIES, "frequencies", sha256_file(original))
     return inputs
 
 
@@ -158,7 +172,9 @@ class PastRun:
     @cached_property
     def _ordering(self) -> QuestionSet | None:
         """Its questions that tell the order of the facts; None where it is asked about all of them."""
-        return None if asks_about_every_fact(self.config) else read_questions(self.questions_path, ONE_OF_EACH)
+        if asks_about_every_fact(self.config):
+            return None
+        return read_questions(order_file(self.questions_path), ONE_OF_EACH)
 
     def select_questions(
         self, exposures: Path | None, templates: Mapping[Any, int | None]
@@ -178,9 +194,23 @@ class PastRun:
         if exposures is None:
             return self.questions_path, self.questions(templates), self.questions_sha256
         path = suffixed(exposures, ".questions.jsonl")
-        questions = read_questions(path, templates)
+        return path, self.other_questions(path, self.config.probes.replace(templates=templates)), sha256_file(path)
+
+    def other_questions(self, path: Path, probes: ProbeConfig) -> QuestionSet:
+        """Reads questions about the facts that the run was shown, as its own questions tell these.
+
+        Args:
+            path: file of the questions.
+            probes: which of them to take: ``templates`` and ``facts_per_group``.
+
+        Raises:
+            InputError: as ``questions``.
+        """
+        questions = read_questions(path, probes.templates)
         self.check_questions(questions, path)
-        return path, questions_of_run(questions, self.config, own=self._ordering), sha256_file(path)
+        config = self.config.replace(probes=probes)
+        own = None if asks_about_every_fact(config) else read_questions(order_file(self.questions_path), ONE_OF_EACH)
+        return questions_of_run(questions, config, own=own)
 
     def check_questions(self, questions: QuestionSet, path: Path) -> None:
         """Refuses questions that were made with another tokenizer than the run's.
@@ -254,6 +284,40 @@ def open_run(folder: Path) -> PastRun:
     return PastRun(folder, record)
 
 
+def as_begun(config: RunConfig) -> tuple[RunConfig, Path | None]:
+    """Returns how an unfinished run goes on: it is asked what it was asked from the start.
+
+    Its logs would otherwise hold answers to two sets of questions. A study that has other ones by now asks it again
+    when it has ended (``kis study probe``).
+
+    Args:
+        config: the run's configuration as it is now.
+
+    Returns:
+        The configuration with the run's own choice of questions, and the file of these; None where the run has none of
+        its own yet, or is asked the same ones.
+
+    Raises:
+        InputError: the questions that it keeps were changed.
+    """
+    kept, path = config.output / QUESTIONS, config.output / RUN_FILE
+    if (config.output / "DONE").exists() or not (kept.is_file() and path.is_file()):
+        return config, None
+    try:
+        past = open_run(config.output)
+        then = past.config.probes
+    except InputError:  # a checkpoint says what is resumed, and the record is written again
+        return config, None
+    chosen = {"templates": then.templates, "facts_per_group": then.facts_per_group}
+    same = all(getattr(config.probes, name) == value for name, value in chosen.items())
+    there = config.data.questions
+    if same and there.is_file() and sha256_file(there) == past.questions_sha256:
+        return config, None
+    expected = {name: value for name, value in config.data.fingerprints.items() if name != ASKED}
+    changes = {"probes": config.probes.replace(**chosen), "data": config.data.replace(fingerprints=expected)}
+    return config.replace(**changes), kept
+
+
 def made_with(tokenizer: Tokenizer, recorded: str, eod_id: Any = None) -> bool:
     """Returns whether a recorded fingerprint is that of a tokenizer.
 
@@ -270,8 +334,18 @@ def made_with(tokenizer: Tokenizer, recorded: str, eod_id: Any = None) -> bool:
     return recorded == tokenizer.model_sha256 and eod_id in (None, tokenizer.eod_id)
 
 
-def _keep(source: Path, target: Path, what: str, wanted: str) -> None:
-    """Copies a file, compressed if the target ends in ``.gz``; the bytes depend on the content alone."""
+def keep_file(source: Path, target: Path, what: str, wanted: str) -> None:
+    """Copies a file, compressed if the target ends in ``.gz``; the bytes depend on the content alone.
+
+    Args:
+        source: the file, not compressed.
+        target: where it is kept; one that is there stays.
+        what: what it is, for the message.
+        wanted: SHA-256 of its content.
+
+    Raises:
+        InputError: it, or the one that is there, has another content.
+    """
     if target.exists():
         _same(target, what, wanted, (sha256_content(target),))
         return

@@ -96,9 +96,11 @@ def differences_of(result: dict[str, Any]) -> int:
 def _recount(record: dict[str, Any], folder: Path, progress: Progress) -> dict[str, dict[str, int]]:
     """Counts exposures in the sequences that the run's configuration gives now, by group and fact."""
     from megatron_kis.config.recorded import recorded_config
+    from megatron_kis.training.artifacts import QUESTIONS
     from megatron_kis.training.inputs import open_inputs
 
-    inputs = open_inputs(recorded_config(record, folder))
+    own = folder / QUESTIONS
+    inputs = open_inputs(recorded_config(record, folder), questions=own if own.exists() else None)
     then, now = record["fingerprints"], inputs.fingerprints
     changed = changed_data(then, now, model_sha256=inputs.tokenizer.model_sha256)
     for name in (one for one in changed if one in now):

@@ -19,7 +19,7 @@ from megatron_kis.checkpoint.log_repair import PROBES, content_at
 from megatron_kis.common.configuration import parse_config
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import write_bytes
-from megatron_kis.common.identity import CHECKPOINT_FILE, CHECKPOINT_SCHEMA, changed_data, short
+from megatron_kis.common.identity import CHECKPOINT_FILE, CHECKPOINT_SCHEMA, QUESTIONS, changed_data, short
 from megatron_kis.common.paths import seen_from
 from megatron_kis.config.run import OptimizerConfig, RunConfig
 from megatron_kis.data.extension import check_continuation, same_until
@@ -134,7 +134,8 @@ def _check_rates(checkpoint: Checkpoint, config: RunConfig) -> None:
 def import_trunk(checkpoint: Checkpoint, run: Path, *, steps: int, identity: dict[str, Any], beginning: str) -> None:
     """Copies a trunk's checkpoint, and its records up to there, into the branch's folder. One rank calls this.
 
-    Answers to other questions are no records of the branch: one that shows another number of facts has none until here.
+    Answers to other questions are no records of the branch: one that shows another number of facts, or has other
+    questions or another choice of them, has none until here.
 
     Args:
         checkpoint: checkpoint of the trunk.
@@ -144,7 +145,7 @@ def import_trunk(checkpoint: Checkpoint, run: Path, *, steps: int, identity: dic
         beginning: a name of this beginning of the branch, see ``RunDir.beginning``.
     """
     trunk = checkpoint.folder.parent.parent
-    own_questions = _facts(checkpoint.manifest["identity"]) != _facts(identity)
+    own_questions = _asked(checkpoint.manifest["identity"]) != _asked(identity)
     ends = {}
     for name in checkpoint.manifest["logs"]:
         if name == PROBES and own_questions:
@@ -183,6 +184,12 @@ def import_trunk(checkpoint: Checkpoint, run: Path, *, steps: int, identity: dic
     }
     write_manifest(partial / CHECKPOINT_FILE, {**checkpoint.manifest, **own, "branched_from": branched})
     partial.rename(run / FOLDER / checkpoint.folder.name)
+
+
+def _asked(identity: dict[str, Any]) -> tuple[Any, ...]:
+    """Returns what decides the questions that a run is asked."""
+    probes = identity["settings"].get("probes", {})
+    return _facts(identity), identity["data"].get(QUESTIONS), probes.get("templates"), probes.get("facts_per_group")
 
 
 def _facts(identity: dict[str, Any]) -> Any:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_kis.checkpoint.start import open_start
 from megatron_kis.common.errors import InputError
-from megatron_kis.common.files import sha256_file
+from megatron_kis.common.files import fingerprint, sha256_content
+from megatron_kis.common.identity import ORDER
+from megatron_kis.common.terms import BACKGROUND, INFUSED
 from megatron_kis.config.data import DocumentsConfig
 from megatron_kis.config.run import RunConfig
 from megatron_kis.config.vocabulary import padded_vocabulary
@@ -19,7 +22,14 @@ from megatron_kis.data.general_text import GeneralText, ValidationText
 from megatron_kis.data_tools.tokenizers.base import Tokenizer
 from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 from megatron_kis.probes.answer_space import bits_of_facts, distinct_objects
-from megatron_kis.probes.infusion_order import ONE_OF_EACH, asks_about_every_fact, questions_of_run
+from megatron_kis.probes.infusion_order import (
+    ONE_OF_EACH,
+    asks_about_every_fact,
+    infusion_order,
+    order_file,
+    questions_of_run,
+    takes_some_facts,
+)
 from megatron_kis.probes.questions import QuestionSet, check_lengths, read_questions
 from megatron_kis.training.artifacts import made_with
 from megatron_kis.training.run_plan import open_plan
@@ -61,7 +71,7 @@ class Inputs:
     """Longest sequence that the start was made for, in tokens; None without a start, or where it does not say."""
 
     fingerprints: dict[str, str]
-    """Fingerprints of all files that decide a result; other questions make another run, too."""
+    """Fingerprints of all files that decide a result, and of the questions that it is asked."""
 
     @cached_property
     def dataset(self) -> InfusedDataset:
@@ -93,14 +103,18 @@ class Inputs:
         return self.tokenizer.eod_id
 
 
-def open_inputs(config: RunConfig) -> Inputs:
+def open_inputs(config: RunConfig, *, questions: Path | None = None) -> Inputs:
     """Opens and checks a run's inputs.
+
+    Args:
+        config: the run's configuration.
+        questions: file of the questions that it is asked; those of its data if not given.
 
     Raises:
         InputError: a missing, damaged or truncated file, files of different tokenizers, others than
             ``data.fingerprints`` asks for, or a plan that does not fit.
     """
-    return InputsOfMany().open(config)
+    return InputsOfMany().open(config, questions=questions)
 
 
 class InputsOfMany:
@@ -112,7 +126,7 @@ class InputsOfMany:
     def __init__(self) -> None:
         self._opened: dict[tuple[Any, ...], Any] = {}
 
-    def open(self, config: RunConfig) -> Inputs:
+    def open(self, config: RunConfig, *, questions: Path | None = None) -> Inputs:
         """Opens and checks the inputs of a run; see ``open_inputs``."""
         training, data = config.training, config.data
         length = training.sequence_length
@@ -128,33 +142,33 @@ class InputsOfMany:
         )
         store = self._once(("store", data.exposures), lambda: ExposureStore(data.exposures))
         templates = config.probes.templates
-        questions, questions_sha256 = self._once(
-            ("questions", data.questions, *templates.items()),
-            lambda: (read_questions(data.questions, templates), sha256_file(data.questions)),
+        path = questions or data.questions
+        asked, asked_sha256 = self._once(
+            ("questions", path, *templates.items()),
+            lambda: (read_questions(path, templates), sha256_content(path)),
         )
         fingerprints = {
             "tokenizer": tokenizer.fingerprint,
             "corpus": text.fingerprint,
             "exposures": store.fingerprint,
             "validation": validation.fingerprint,
-            "questions": questions_sha256,
+            "questions": asked_sha256,
         }
         _check_fingerprints(config, fingerprints)
-        _check_tokenizers(config, tokenizer, text, validation, store, questions)
+        _check_tokenizers(config, tokenizer, text, validation, store, (path, asked))
         start = None
         if config.model.init_from is not None:
             rows = padded_vocabulary(tokenizer.vocab_size)
             start = open_start(config.model.init_from, config.model.shape(), vocabulary=rows, longest=length)
-        ordering = questions
+        ordering = asked
         if not asks_about_every_fact(config):
-            ordering = self._once(
-                ("order", data.questions, questions_sha256), lambda: read_questions(data.questions, ONE_OF_EACH)
-            )
+            first = order_file(path)
+            ordering = self._once(("order", first, asked_sha256), lambda: read_questions(first, ONE_OF_EACH))
         plan = open_plan(config, store, ordering)  # not kept: those of many runs would fill the memory
-        self._once(
-            ("lengths", data.questions, *templates.items(), length),
-            lambda: check_lengths(questions, length, where=str(data.questions)),
-        )
+        self._once(("lengths", path, *templates.items(), length), lambda: check_lengths(asked, length, where=str(path)))
+        order = {}
+        if takes_some_facts(config):
+            order[ORDER] = self._once(("order of facts", order_file(path), asked_sha256), lambda: _order_of(ordering))
         return Inputs(
             tokenizer=tokenizer,
             text=text,
@@ -163,14 +177,12 @@ class InputsOfMany:
             plan=plan,
             documents=config.documents,
             questions=self._once(
-                ("asked", data.questions, *templates.items(), *_choices_of_facts(config)),
-                lambda: questions_of_run(questions, config, own=ordering),
+                ("asked", path, *templates.items(), *_choices_of_facts(config)),
+                lambda: questions_of_run(asked, config, own=ordering),
             ),
-            objects=lambda: self._once(
-                ("objects", data.questions, *templates.items()), lambda: distinct_objects(questions)
-            ),
+            objects=lambda: self._once(("objects", path, *templates.items()), lambda: distinct_objects(asked)),
             positions=None if start is None else start.positions,
-            fingerprints=fingerprints | ({} if start is None else {"start": start.fingerprint}),
+            fingerprints=fingerprints | order | ({} if start is None else {"start": start.fingerprint}),
         )
 
     def _once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
@@ -203,6 +215,11 @@ def _choices_of_facts(config: RunConfig) -> tuple[Any, ...]:
     return config.infusion.facts, config.infusion.background.groups, config.probes.facts_per_group
 
 
+def _order_of(questions: QuestionSet) -> str:
+    """Returns the fingerprint of the order in which facts are taken."""
+    return fingerprint([infusion_order(questions, group) for group in (INFUSED, BACKGROUND)])
+
+
 def _check_fingerprints(config: RunConfig, found: dict[str, str]) -> None:
     for name, wanted in config.data.fingerprints.items():
         if found[name] != wanted:
@@ -219,19 +236,20 @@ def _check_tokenizers(
     text: GeneralText,
     validation: ValidationText,
     store: ExposureStore,
-    questions: QuestionSet,
+    asked: tuple[Path, QuestionSet],
 ) -> None:
     wanted = tokenizer.fingerprint
-    for what, (fingerprint, eod_id) in (
+    path, questions = asked
+    for what, (recorded, eod_id) in (
         *((prefix, (made, eod_id)) for (prefix, made), eod_id in zip(text.tokenizers(), text.ends(), strict=True)),
         (config.data.validation, (validation.tokenizer_fingerprint, validation.eod_id)),
         (config.data.exposures, (store.tokenizer_fingerprint, store.eod_id)),
-        (config.data.questions, (questions.tokenizer_fingerprint, questions.header.get("eod_id"))),
+        (path, (questions.tokenizer_fingerprint, questions.header.get("eod_id"))),
     ):
-        if not made_with(tokenizer, fingerprint, eod_id):
-            older = f" and the end-of-document token {eod_id}" if fingerprint == tokenizer.model_sha256 else ""
+        if not made_with(tokenizer, recorded, eod_id):
+            older = f" and the end-of-document token {eod_id}" if recorded == tokenizer.model_sha256 else ""
             raise InputError(
-                f"was made with tokenizer {fingerprint[:12]}{older}, the run's is {wanted[:12]}",
+                f"was made with tokenizer {recorded[:12]}{older}, the run's is {wanted[:12]}",
                 where=str(what),
                 remedy=f"make it again with {config.data.tokenizer}",
             )

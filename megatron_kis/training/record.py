@@ -15,7 +15,16 @@ import megatron_kis
 from megatron_kis.common.configuration import as_content
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import fingerprint, read_json, sha256_file, write_json
-from megatron_kis.common.identity import DATA, RUN_FILE, RUN_SCHEMA, changed_data, differences, settings_of, short
+from megatron_kis.common.identity import (
+    ASKED,
+    DATA,
+    RUN_FILE,
+    RUN_SCHEMA,
+    changed_data,
+    differences,
+    settings_of,
+    short,
+)
 from megatron_kis.common.paths import seen_from
 from megatron_kis.config.run import RunConfig
 from megatron_kis.data.general_text import Epochs
@@ -157,7 +166,7 @@ def check_closed(folder: Path) -> bool:
 def setting_differences(
     then: Mapping[str, Any], now: Mapping[str, Any], *, precision: tuple[Any, Any] = (None, None)
 ) -> list[str]:
-    """Lists the settings that can change a result and differ between two runs.
+    """Lists the settings that can change a result and differ between two runs; not those of what they are asked.
 
     Args:
         then: settings of one run as its record has them, perhaps of an older version.
@@ -165,7 +174,7 @@ def setting_differences(
         precision: resolved precisions of both, where known; if equal, ``auto`` is no difference to its resolution.
     """
     resolved = None not in precision and precision[0] == precision[1]
-    but = ("training.precision",) if resolved else ()
+    but = (*ASKED, "training.precision") if resolved else ASKED
     return differences(settings_of(then), settings_of(now), but=but)
 
 
@@ -176,7 +185,7 @@ def is_done(
     precision: str | None = None,
     model_sha256: str | None = None,
 ) -> bool:
-    """Returns whether the run's folder holds a complete run of this very configuration.
+    """Returns whether the run's folder holds a complete run of this very configuration, whatever it was asked.
 
     Args:
         config: the run's configuration.

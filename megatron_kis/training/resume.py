@@ -8,7 +8,7 @@ from typing import Any
 from megatron_kis.checkpoint.folders import Checkpoint
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import fingerprint
-from megatron_kis.common.identity import changed_data, data_differences, differences
+from megatron_kis.common.identity import QUESTIONS, changed_data, data_differences, differences
 from megatron_kis.config.run import RunConfig
 from megatron_kis.training.record import config_fingerprint, result_settings, setting_differences
 
@@ -52,6 +52,9 @@ def check_same_run(checkpoint: Checkpoint, now: dict[str, Any], *, model_sha256:
         all_changed = data_differences(then["data"], now["data"], model_sha256=model_sha256)
         which = ", ".join(all_changed) if len(changed) > 1 else ""
         _compare(checkpoint, f"on another {first}", then["data"].get(first), now["data"].get(first), which)
+    asked = (then["data"].get(QUESTIONS), now["data"].get(QUESTIONS))
+    if asked[0] is not None:  # of an older version, which kept no questions to go on with (``artifacts.as_begun``)
+        _compare(checkpoint, "and asked other questions", *asked)
     precisions = then["precision"], now["precision"]
     settings = setting_differences(then["settings"], now["settings"], precision=precisions)
     if settings:

@@ -28,7 +28,7 @@ from megatron_kis.distributed.groups import ParallelDims, close_groups, open_gro
 from megatron_kis.distributed.slurm_environment import environment_of_srun
 from megatron_kis.engine.engine import Engine
 from megatron_kis.engine.lr_schedule import learning_rate, peak_rate
-from megatron_kis.training.artifacts import keep_inputs, kept_files
+from megatron_kis.training.artifacts import as_begun, keep_inputs, kept_files
 from megatron_kis.training.branch import check_branch, find_source
 from megatron_kis.training.callbacks.base import Callback, LoggingCallback, RunState, check_names
 from megatron_kis.training.callbacks.metrics import MetricsCallback, Throughput
@@ -98,7 +98,10 @@ class Trainer:
             Stopped: a signal asked to stop; a checkpoint is written.
         """
         os.environ.update(environment_of_srun(os.environ))
-        self._inputs = open_inputs(self.config)
+        own_questions = None
+        if not restart:
+            self.config, own_questions = as_begun(self.config)
+        self._inputs = open_inputs(self.config, questions=own_questions)
         device = self._open_device()
         if self._is_done(device):
             return self.config.output

@@ -148,9 +148,9 @@ def test_runs_that_do_not_count_are_named_on_stderr(tmp_path, capsys):
 def test_points_that_support_no_law_are_wrong_input_and_write_nothing(points_csv, tmp_path):
     lines = points_csv.read_text().splitlines()
     points_csv.write_text("\n".join(lines[:3]) + "\n")
-    with pytest.raises(InputError, match="only, and a law takes at least 3"):
+    with pytest.raises(InputError, match="2 model sizes only, and a law takes at least 3"):
         kis("fit", "--points", points_csv, "--output", tmp_path / "law.json")
-    with pytest.raises(InputError, match="only, and a law takes at least 3"):
+    with pytest.raises(InputError, match="2 model sizes only, and a law takes at least 3"):
         kis("fit", "--points", points_csv, "--kind", "collapse", "--output", tmp_path / "law.json")
     assert not (tmp_path / "law.json").exists()
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from benchmarks import best_doses
 from benchmarks.decisions import simulate
 from megatron_kis.analysis import fit_law, predict
 from megatron_kis.analysis.criteria.decline import retention, shapes_of
@@ -61,6 +62,14 @@ def test_a_law_alone_is_as_safe_as_the_lower_end_of_its_own_interval(collapse):
     assert decision.dose == math.floor(limit.alone)
     assert decision.limited_by == "collapse of background facts"
     assert limit.probability == pytest.approx(0.975, abs=0.002) == decision.probability
+
+
+def test_facts_of_one_strength_are_not_counted_beside_their_whole_group(collapse):
+    weak = law_of(group="background@30", scale=2.0)
+    both = decide([collapse, weak], N)
+    assert [limit.group for limit in both.limits] == ["background"]
+    assert both == decide([collapse], N)
+    assert [limit.group for limit in decide([weak], N).limits] == ["background@30"]
 
 
 def test_a_likelihood_of_curves_says_the_same_as_its_prediction(whole):
@@ -393,3 +402,20 @@ def test_a_law_that_hardly_says_anything_is_asked_as_well(confidence, tmp_path):
     assert all(least <= dose <= most for dose in (found.limits[0].alone, found.learned.dose))
     told = predict(replace(few, amounts=amounts, confidence=1 - 1e-12), 1e20)
     write_json(tmp_path / "prediction.json", prediction_record(told))
+
+
+def test_the_truly_best_dose_of_a_simulated_model_is_where_its_own_fall_begins():
+    model = best_doses.World(best_doses.STEEP, fall=7.0, rise=5.0)
+    x = np.linspace(0.0, 12.0, 1201)
+    utility = model.utility(x)
+    assert x[utility.argmax()] == pytest.approx(7.0, abs=0.02)
+    assert model.utility(np.array([best_doses.NO_INFUSION])) == pytest.approx(1.0, abs=1e-3)
+    assert model.recall(np.array([5.0])) == pytest.approx(best_doses.RECALLED / 2)
+
+
+@pytest.mark.slow
+def test_the_dose_for_a_utility_costs_a_simulated_model_about_as_much_as_stated():
+    (found,) = best_doses.simulate(best_doses.DESIGNS[0], 1, seed=1)
+    assert found.hit and found.width > 0
+    assert 0 <= found.regret < 3 * found.told
+    assert abs(found.off) < found.width

@@ -155,8 +155,8 @@ def test_runs_that_were_asked_other_questions_are_listed_and_not_used(runs_dir):
     assert sorted(runs.runs["run"]) == sorted(runs.records) == ["f0", "f256"]
     assert "f64" not in set(runs.history["run"]) | set(runs.losses["run"]) | set(runs.templates["run"])
     (problem,) = runs.problems.to_dict("records")
-    assert (problem["run"], problem["status"]) == ("f64", "foreign")
-    assert problem["reason"] == "unlike 2 runs here: questions b7b7b7b7b7b7 -> a2a2a2a2a2a2"
+    assert (problem["run"], problem["status"]) == ("f64", "unasked")
+    assert "was asked other questions (questions b7b7b7b7b7b7 -> a2a2a2a2a2a2)" in problem["reason"]
 
 
 def test_what_is_no_run_is_listed_by_name(runs_dir):

@@ -11,8 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from benchmarks.next_runs import COARSE, SETTINGS, Outcome, Seen, Study, Told, lost_at, study
 from benchmarks.stopping import RULES, simulate
 from megatron_kis.analysis import AnalysisConfig, analyse_study, predict
+from megatron_kis.analysis.criteria import find_transitions
 from megatron_kis.analysis.findings.analyse import analyse_points, fit_laws
 from megatron_kis.analysis.findings.looks import LOOKS_FILE, add_look, look_at, looked
 from megatron_kis.analysis.findings.study_file import declared_settings
@@ -100,6 +102,45 @@ def test_the_first_look_shows_what_a_study_that_ends_there_may_state():
     assert look.interval == predict(law, 1e9, 1e9).prediction_interval
     assert look.words().startswith("look 1: F* = ") and "at 97% (over all looks 95%)" in look.words()
     assert "no law yet" in look_at(POINTS[:1], NOTHING, 1e9, 1e9, QUICK).words()
+
+
+@pytest.mark.slow
+def test_a_look_at_curves_shows_the_interval_of_the_law_that_the_study_gets():
+    world = Study(3)
+    table = pd.concat([world.train(cell, COARSE, 2) for cell in world.cells], ignore_index=True)
+    points = [p for p in find_transitions(table, SETTINGS) if p.kind == "collapse"]
+    look = look_at(points, table, 7e9, 2e9, SETTINGS.replace(looks=3))
+    assert look.level == group_sequential(0.95, 3)
+    (law,), _ = fit_laws(points, SETTINGS, table)
+    told = predict(replace(law, confidence=look.level), 7e9, 2e9)
+    assert told.interval_method == "surface"
+    assert look.interval == told.prediction_interval
+    assert look.interval not in (told.points_interval, told.straight_interval)
+
+
+def test_a_simulated_study_ends_at_the_first_look_that_is_narrow_enough():
+    widths = (2.5, 2.2, 1.9, 2.4)
+    looks = [Seen(0.2 + 0.1 * i, True, dict.fromkeys(RULES, Told(w, w < 2.3))) for i, w in enumerate(widths)]
+    outcome = Outcome(0, Told(2.0, True), looks)
+    assert outcome.ended(RULES[0]) == (looks[2], True)
+    assert outcome.ended(RULES[0], 1.25) == (looks[0], True)
+    assert outcome.ended(RULES[0], 0.5) == (looks[3], False)
+
+
+def test_the_simulated_truth_is_the_dose_of_the_criterion():
+    truth, corner = Study(0).truth, 500.0
+    excess = truth.rates(np.array([200.0, math.exp(lost_at(truth, corner, SETTINGS.r))]), corner) - truth.chance
+    assert excess[1] == pytest.approx((1 - SETTINGS.r) * excess[0], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_simulated_study_is_told_by_all_rules_at_each_look():
+    found = study(1, looks=2, batch=3)
+    assert len(found.looks) == 2 and all(seen.surface for seen in found.looks)
+    assert found.looks[0].share == pytest.approx(6 / 30) and found.looks[1].share > found.looks[0].share
+    for seen in found.looks:
+        plain, declared, counted = (seen.told[rule].width for rule in RULES)
+        assert found.full.width < plain < min(declared, counted)
 
 
 def test_looks_are_counted_in_the_studys_folder_once_for_the_same_runs(tmp_path):

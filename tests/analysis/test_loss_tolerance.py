@@ -114,7 +114,7 @@ def test_a_diverged_run_is_named_and_moves_nothing():
     clean = points_of(pd.concat([table(losses, 100_000), table(losses, 200_000)]))
     losses_of_one = losses | {25.0: [5.2, *losses[25.0][1:]]}
     points = points_of(pd.concat([table(losses, 100_000), table(losses_of_one, 200_000)]))
-    assert points[1].flags == "the run of seed 0 at F = 25 stands alone and is left out"
+    assert points[1].flags == "the run of seed 0 at F = 25 is far from the other runs and is left out"
     for point, before in zip(points, clean, strict=True):
         assert point.status == "observed"
         assert [point.value, point.low, point.high] == pytest.approx([before.value, before.low, before.high], rel=0.03)
@@ -125,7 +125,7 @@ def test_a_diverged_run_of_a_level_with_one_seed_is_named(dose):
     losses = {d: [loss] for d, loss in POWER.items()}
     point = point_of(losses | {dose: [POWER[dose] * 1.4]})
     assert point.status == "observed"
-    assert point.flags.startswith(f"the run of seed 0 at F = {dose:g} stands alone and is left out")
+    assert point.flags.startswith(f"the run of seed 0 at F = {dose:g} is far from the other runs and is left out")
     assert point.low < 150 < point.high
 
 
@@ -139,7 +139,7 @@ def test_a_diverged_run_without_infusion_leaves_nothing_to_compare_with():
 def test_of_two_seeds_that_disagree_the_one_that_the_neighbours_contradict_is_left_out():
     losses = {d: v[:2] for d, v in three_seeds(POWER).items()}
     point = point_of(losses | {100.0: [losses[100.0][0], 5.5]})
-    assert "the run of seed 1 at F = 100 stands alone and is left out" in point.flags
+    assert "the run of seed 1 at F = 100 is far from the other runs and is left out" in point.flags
     assert point.value == pytest.approx(150, rel=0.1)
 
 

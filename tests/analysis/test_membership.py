@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,16 @@ import pytest
 from megatron_kis.analysis.runs.curves import curve_table
 from megatron_kis.analysis.runs.load import load_runs
 from megatron_kis.analysis.runs.membership import parse_manifest
+from megatron_kis.common.asked import CHOICE, answers_of
 from megatron_kis.common.configuration import parse_config
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.identity import (
+    ASKED,
     CELL,
     DATA,
     OF_THE_SIZE,
     OLDER_TOKENIZER,
+    QUESTIONS,
     RESULTLESS,
     leaves,
     settings_of,
@@ -90,10 +94,10 @@ def changed(config: dict[str, Any], key: str) -> dict[str, Any]:
     return config
 
 
-def foreign(study: Path) -> dict[str, str]:
+def foreign(study: Path, *, status: str = "foreign") -> dict[str, str]:
     runs = load_runs(study)
-    assert set(runs.problems["status"]) <= {"foreign"}
-    apart = dict(zip(runs.foreign["run"], runs.foreign["reason"], strict=True))
+    assert set(runs.problems["status"]) <= {status}
+    apart = dict(zip(runs.problems["run"], runs.problems["reason"], strict=True))
     for table in (runs.runs, runs.history, runs.probes, runs.losses):
         assert not set(table["run"]) & set(apart)
     return apart
@@ -119,8 +123,10 @@ def test_a_run_that_differs_in_a_key_is_apart_and_the_key_is_named_or_the_key_ch
     before = config_of(study / "runs" / CHANGED, TRUTH, SIZES[0], 64, 0)
     config = changed(before, key)
     write(study, SIZES[0], 64, config=config)
-    apart = foreign(study)
-    if key == "extends":  # a path; but that there is one decides how the tokens are fed
+    apart = foreign(study, status="unasked" if within(key, ASKED) else "foreign")
+    if within(key, ASKED) and not within(key, CHOICE):  # when it was asked, and how many questions at a time
+        assert apart == {}
+    elif key == "extends":  # a path; but that there is one decides how the tokens are fed
         assert apart == {CHANGED: "unlike 3 runs here: extends a finished run -> none"}
     elif within(key, RESULTLESS) or (within(key, CELL) and not named) or key == "documents.eod_belongs_to":
         # the last of these counts only with reset_attention: tests/megatron_kis/test_documents.py
@@ -142,8 +148,84 @@ def test_a_size_may_have_values_of_its_own(tmp_path: Path, key: str) -> None:
 @pytest.mark.parametrize("name", DATA)
 def test_a_run_on_other_data_is_apart(study: Path, name: str) -> None:
     write(study, SIZES[0], 64, fingerprints={name: "f" * 64})
-    assert list(foreign(study)) == [CHANGED]
-    assert f"{name} ffffffffffff -> {FINGERPRINTS[name][:12]}" in foreign(study)[CHANGED]
+    apart = foreign(study, status="unasked" if name == QUESTIONS else "foreign")
+    assert list(apart) == [CHANGED]
+    assert f"{name} ffffffffffff -> {FINGERPRINTS[name][:12]}" in apart[CHANGED]
+
+
+def test_runs_that_take_the_facts_in_another_order_are_not_pooled(study: Path) -> None:
+    for frequency in FREQUENCIES[1:]:
+        write(study, SIZES[0], frequency, fingerprints={"order": ("a" if frequency == 64 else "b") * 64})
+    assert foreign(study) == {CHANGED: "unlike 7 runs here: order aaaaaaaaaaaa -> bbbbbbbbbbbb"}
+
+
+NEW = "9" * 64
+
+
+def answer(run: Path, questions: str, probes: dict[str, Any], *, asked: str, factor: int = 1) -> None:
+    """Answers of a run beside its own: those of the last step, of which as many are right as ``factor`` says."""
+    place = run / "asked" / f"{questions[:6]}{asked[-1]}"
+    place.mkdir(parents=True)
+    rows = [json.loads(line) for line in (run / "probes.jsonl").read_text().splitlines()]
+    last = [row | {"correct": row["correct"] // 2 * factor} for row in rows if row["step"] == rows[-1]["step"]]
+    content = "".join(json.dumps(row) + "\n" for row in last)
+    (place / "probes.jsonl").write_text(content)
+    files = {"probes.jsonl": hashlib.sha256(content.encode()).hexdigest()}
+    record = {"schema": "kis.asked/1", "questions": questions, "probes": probes, "asked": asked, "files": files}
+    (place / "asked.json").write_text(json.dumps(record))
+
+
+def test_of_a_runs_answers_those_to_the_studys_questions_are_used_and_the_others_named(study: Path) -> None:
+    folders = [study / "runs" / name_of(n, f) for n in SIZES for f in FREQUENCIES]
+    before = load_runs(study)
+    for folder in folders[1:]:
+        answer(folder, NEW, CONFIG["probes"], asked="2026-01-01T00:00:01Z", factor=0)
+    named = (study / "study.json").exists()
+    if named:
+        assert load_runs(study).probes.equals(before.probes)  # of the study's own questions
+        manifest(study, FINGERPRINTS | {QUESTIONS: NEW})
+    else:
+        answer(folders[0], "8" * 64, CONFIG["probes"], asked="2026-01-01T00:00:02Z")
+        assert load_runs(study).probes.equals(before.probes)  # what all were asked
+        record = json.loads((folders[1] / "run.json").read_text())
+        for folder in folders[1:]:
+            record = json.loads((folder / "run.json").read_text())
+            record["fingerprints"][QUESTIONS] = folder.name  # each begun with others
+            (folder / "run.json").write_text(json.dumps(record))
+            done = json.loads((folder / "DONE").read_text())
+            done["files"]["run.json"] = hashlib.sha256((folder / "run.json").read_bytes()).hexdigest()
+            (folder / "DONE").write_text(json.dumps(done))
+    runs = load_runs(study)
+    assert list(runs.unasked["run"]) == [folders[0].name]
+    assert "kis study probe" in runs.unasked["reason"].iloc[0]
+    assert sorted(runs.runs["run"]) == sorted(folder.name for folder in folders[1:])
+    assert set(runs.probes["correct"]) == {0}
+    assert set(runs.losses["run"]) == set(runs.runs["run"])
+    assert len(runs.templates)
+    assert {record["fingerprints"][QUESTIONS] for record in runs.records.values()} == {NEW}
+
+
+def test_answers_that_were_changed_or_of_no_record_are_damage(study: Path) -> None:
+    folder = study / "runs" / CHANGED
+    answer(folder, NEW, CONFIG["probes"], asked="2026-01-01T00:00:01Z")
+    (place,) = answers_of(folder).values()
+    manifest(study, FINGERPRINTS | {QUESTIONS: NEW})
+    (place / "probes.jsonl").write_text("{}\n")
+    runs = load_runs(study)
+    assert dict(zip(runs.problems["run"], runs.problems["status"], strict=True))[CHANGED] == "damaged"
+    (place / "asked.json").write_text("{}")
+    assert foreign_status(study)[CHANGED] == "damaged"
+
+
+def foreign_status(study: Path) -> dict[str, str]:
+    runs = load_runs(study)
+    return dict(zip(runs.problems["run"], runs.problems["status"], strict=True))
+
+
+def test_a_study_whose_runs_were_all_asked_otherwise_says_how_to_ask_them(study: Path) -> None:
+    manifest(study, FINGERPRINTS | {QUESTIONS: NEW})
+    with pytest.raises(InputError, match=r"no complete run was asked the study's questions.*kis study probe"):
+        curve_table(load_runs(study))
 
 
 def test_an_older_fingerprint_of_the_same_tokenizer_is_no_difference(tmp_path: Path) -> None:

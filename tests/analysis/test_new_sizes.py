@@ -44,7 +44,8 @@ def points_of(generator, sizes=SIZES, cost=None):
 
 
 def width(points):
-    low, high = predict(fit_law(points, law="N", compare_laws=False, brief=True), TARGET, TOKENS).prediction_interval
+    law = fit_law(points, law="N", compare_laws=False, bend=LINE.bend)
+    low, high = predict(law, TARGET, TOKENS).prediction_interval
     return math.log(high / low)
 
 

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from megatron_kis.analysis import report
 from megatron_kis.analysis.criteria import Onset, Retention, find_transitions
 from megatron_kis.analysis.simulate import Truth, simulate_curve
 from megatron_kis.config.analysis import AnalysisConfig
@@ -80,6 +81,25 @@ def test_a_collapse_says_that_chance_was_assumed(criterion):
             p for p in find_transitions(curve_rows(counts, n=500, chance=chance), settings) if p.kind == "collapse"
         ]
         assert (point.status, point.flags) == ("collapsed", flags)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "method", "note"),
+    [
+        (
+            "retention",
+            "10% of the rate’s excess over chance on its plateau is lost",
+            "The steepness is the power of F with which",
+        ),
+        ("hinge", "Criterion “hinge”", "that the bootstrap calibrates, and the bracket"),
+        ("tolerance_rule", "Criterion “tolerance rule”", "are brackets of the levels tried"),
+    ],
+)
+def test_the_report_says_by_which_criterion_points_were_found(criterion, method, note, tmp_path):
+    counts = {f: [80] for f in (0, 25, 50, 100, 200)} | {400: [74], 800: [46], 1600: [28]}
+    page = report(curve_rows(counts), tmp_path / "r.html", QUICK.replace(criterion=criterion)).read_text()
+    assert method in page and note in page
+    assert ("that the bootstrap calibrates" in page) == (criterion == "hinge")
 
 
 def test_a_bound_lies_within_the_doses_that_were_tried():

@@ -109,7 +109,7 @@ def test_the_report_folds_the_table(table, tmp_path):
     assert [row.declared for row in result.variants] == [True, *[False] * 6]
     assert {row.method for row in result.variants} == {"points", ""}
     page = report(result, tmp_path / "report.html").read_text()
-    assert "<details><summary>The same law under other scoring rules, splits and criteria</summary>" in page
+    assert "<h3>The first law under other scoring rules, splits and criteria</h3>" in page
     assert "7 analyses, each of them another one in one choice" in page
     assert "seen in no model (0 of 3)" in page
     without = replace(result, variants=[])

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.simulated import TRUTH, chain, end_to_end
 from megatron_kis.analysis.criteria import find_transitions
-from megatron_kis.analysis.design.gain import cell_of, prediction_variance, variance_of
+from megatron_kis.analysis.design.gain import cell_of, variance_of, variances
 from megatron_kis.analysis.design.next_runs import bisect, propose
 from megatron_kis.analysis.law.bootstrap import bootstrap_law
 from megatron_kis.analysis.law.bootstrap_points import bootstrap_points, resample_measurements
@@ -24,6 +24,7 @@ from megatron_kis.analysis.runs.load import load_runs
 from megatron_kis.analysis.simulate import Truth, simulate_table, write_runs
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.analysis import AnalysisConfig
+from tests.analysis.points import point
 
 QUICK = AnalysisConfig(resamples=99)
 CELLS = [(n, 2_000_000_000) for n in (30_000_000, 60_000_000, 125_000_000, 250_000_000, 500_000_000)]
@@ -252,4 +253,20 @@ def test_a_better_known_point_narrows_the_prediction(simulated):
     law = fit_law(points, "collapse", "background", law="N")
     state = [(n, d, 0.04) for n, d in CELLS]
     better = [*state[:-1], (*CELLS[-1], 0.001)]
-    assert prediction_variance(law, better, 7e9, 2e9) < prediction_variance(law, state, 7e9, 2e9)
+    assert variances(law, better, 7e9, 2e9).total < variances(law, state, 7e9, 2e9).total
+
+
+def test_the_variance_to_be_narrowed_has_the_bend_that_the_prediction_allows_for():
+    """That part is the law's own: no run of the same sizes can narrow it to less than the target's distance leaves."""
+    sizes = [1e7, 3e7, 1e8, 3e8, 1e9]
+    values = [3 * n**0.4 * math.exp(0.1 * (-1) ** i) for i, n in enumerate(sizes)]
+    points = [point(n, v, low=v / 1.05, high=v * 1.05, interval="profile") for n, v in zip(sizes, values, strict=True)]
+    law = fit_law(points, law="N", bend=0.05)
+    cells = [(p.params, p.tokens, variance_of(p)) for p in points]
+    straight, bent = (variances(law, cells, 1e10, points[0].tokens, bend) for bend in (0.0, 0.05))
+    _, (_, of_prior) = law.bent_at(1e10, points[0].tokens)
+    assert bent.prior == pytest.approx(of_prior**2, rel=1e-3)
+    assert bent.prior > straight.points > 0 == straight.prior
+    assert bent.total == bent.points + bent.prior + bent.scatter
+    exact = [(n, d, 0.0) for n, d, _ in cells]
+    assert variances(law, exact, 1e10, points[0].tokens, 0.05).total > 0.5 * bent.prior

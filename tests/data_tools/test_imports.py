@@ -45,7 +45,7 @@ def test_too_few_facts_are_explained_by_what_was_dropped(tmp_path: Path) -> None
     assert "relation 'c' lacks 4 infused facts: 4 wanted of 0 usable ones" in said
     assert f"2 ambiguous: the subject has several objects, first {path}:3" in said
     assert f"1 malformed row (subject is missing), first {path}:2" in said
-    assert f"1 the object stands in the subject's name, first {path}:1" in said
+    assert f"1 the object is in the subject's name, first {path}:1" in said
     assert f"{path}:7" not in said  # of another relation
     assert not (tmp_path / "f.jsonl").exists()
 

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import asdict
 
 import pytest
+import yaml
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import fingerprint, sha256_file
@@ -15,7 +16,15 @@ from megatron_kis.common.progress import LineProgress
 from megatron_kis.data_tools.facts.fact import load_facts
 from megatron_kis.data_tools.preparation import prepare, publish, stamps
 from megatron_kis.data_tools.preparation import steps as prepare_steps
-from megatron_kis.data_tools.preparation.prepare import DataPrepConfig, fact_names, prepare_data, stale
+from megatron_kis.data_tools.preparation.prepare import (
+    DataPrepConfig,
+    fact_names,
+    other_questions,
+    prepare_data,
+    prepare_questions,
+    stale,
+    stale_questions,
+)
 from megatron_kis.data_tools.readers.documents import iter_documents
 from megatron_kis.data_tools.rendering.templates import load_templates
 from megatron_kis.data_tools.selection.imports import source_files, source_fingerprint
@@ -158,10 +167,102 @@ def test_every_key_that_changes_is_named_alone_and_refused_where_runs_hold_the_d
     assert len(found) == 1
     assert found[0].startswith(beginning)
     runs = Runs()
+    if name == "select.distractors":  # of the questions alone: below
+        assert stale_questions(changed, data) == found
+        return
+    assert stale_questions(changed, data) == []
     with pytest.raises(InputError, match="runs hold"):
         prepare_data(changed, data, held=runs)
     assert runs.told[0][1] == found
     assert contents(data) == before
+
+
+def with_templates(settings, **splits):
+    """The settings with other sentences of some splits of each relation."""
+    path = settings.templates.with_name("other.yaml")
+    content = yaml.safe_load(settings.templates.read_text(encoding="utf-8"))
+    for own in content.values():
+        own.update(splits)
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return settings.replace(templates=path)
+
+
+def of_questions(settings, what):
+    if what == "distractors":
+        return settings.replace(select=settings.select.replace(distractors=2))
+    return with_templates(settings, **{what: ["Whoever names [X] thinks of [Y]."]})
+
+
+QUESTIONS = ["held_out", "question", "distractors"]
+
+
+@pytest.mark.parametrize("what", QUESTIONS)
+@pytest.mark.parametrize("how", ["all", "alone"])
+def test_questions_alone_are_made_again_while_runs_hold_the_data_and_the_first_ones_tell_the_order(
+    settings, data, what, how
+):
+    before = contents(data)
+    changed = of_questions(settings, what)
+    assert stale_questions(changed, data) == stale(changed, data) != []
+    assert other_questions(changed, data) != []
+    for _ in range(2):  # the second time nothing is left to do
+        if how == "all":
+            run(changed, data, held=Runs())
+        else:
+            settings.text[0].unlink(missing_ok=True)  # only the templates are read
+            prepare_questions(changed, data)
+        now = contents(data)
+        assert now.pop("exposures.order.jsonl") == before["exposures.questions.jsonl"]
+        assert {name for name in before if now[name] != before[name]} == {"exposures.questions.jsonl"}
+        assert other_questions(changed, data) == []
+    prepare_questions(settings, data)
+    assert contents(data) == before | {"exposures.order.jsonl": before["exposures.questions.jsonl"]}
+
+
+def test_the_order_of_the_facts_stays_while_runs_hold_the_data(settings, data):
+    changed = of_questions(settings, "held_out")
+    prepare_questions(changed, data)
+    before = contents(data)
+    (data / "exposures.bin").write_bytes(b"")
+    run(changed, data, held=Runs())
+    assert contents(data) == before
+
+
+@pytest.mark.parametrize("what", ["question", "distractors", "train"])
+def test_what_nobody_holds_is_made_as_if_it_were_the_first_time(settings, data, tmp_path, what):
+    prepare_questions(of_questions(settings, "held_out"), data)
+    changed = of_questions(settings, what)
+    run(changed, data)
+    prepare_data(changed, tmp_path / "fresh")
+    assert contents(data) == contents(tmp_path / "fresh")
+
+
+def test_questions_of_other_train_templates_are_those_of_another_training(settings, data):
+    before = contents(data)
+    changed = with_templates(settings, train=["[X], [Y]."], held_out=["[Y] of [X]."])
+    assert stale_questions(changed, data) == other_questions(changed, data) == []
+    for make in (lambda: prepare_data(changed, data, held=Runs()), lambda: prepare_questions(changed, data)):
+        with pytest.raises(InputError, match=r"data\.templates: "):
+            make()
+        assert contents(data) == before
+
+
+@pytest.mark.parametrize("what", [*QUESTIONS, "train"])
+def test_a_stamp_that_does_not_say_what_was_shown_is_compared_by_the_exposures(settings, data, what):
+    path = data / "stamps" / "render.json"
+    stamp = json.loads(path.read_text())
+    del stamp["labels"]["train_templates"]
+    stamp["fingerprint"] = fingerprint([stamp["key"], stamp["labels"]])
+    path.write_text(json.dumps(stamp))
+    assert stale(settings, data) == []
+    assert bool(other_questions(of_questions(settings, what), data)) == (what != "train")
+
+
+def test_where_the_data_are_not_there_no_questions_can_be_asked(settings, data):
+    (data / "facts.jsonl").unlink()
+    assert other_questions(of_questions(settings, "held_out"), data) == []
+    with pytest.raises(InputError, match=r"facts.jsonl"):
+        prepare_questions(of_questions(settings, "held_out"), data)
 
 
 @pytest.mark.parametrize("name", ["text", "templates", "validation_share", "seed", "select.distractors", "tokenizer"])

@@ -27,7 +27,7 @@ def test_ambiguous_and_telling_facts_are_dropped_and_counted():
     selection = select_facts(import_tsv(TRIPLES), FOUR_EACH)
     assert not {"Matterhorn", "Jamaica Peak"} & {fact.subject for fact in selection.facts}
     assert selection.dropped["ambiguous: the subject has several objects"] == {"peak_country": 2}
-    assert selection.dropped["the object stands in the subject's name"] == {"peak_country": 1}
+    assert selection.dropped["the object is in the subject's name"] == {"peak_country": 1}
     assert selection.imported == {"peak_country": 19}
     assert any("dropped 2" in line and "ambiguous" in line for line in selection.summary())
 
@@ -36,7 +36,7 @@ def test_a_name_that_several_entities_bear_is_ambiguous_even_with_one_object():
     rows = [Candidate(f"Qx{n}", "r", f"Town{n}", "t", subject_id=f"Q{n}") for n in range(12)]
     rows += [Candidate("QX0", "r", "Town0", "t", subject_id="Q99")]
     selection = select_facts(rows, SelectConfig(infused=4, background=4, control=0))
-    assert selection.dropped["ambiguous: several entities bear the subject's name"] == {"r": 2}
+    assert selection.dropped["ambiguous: several entities have the subject's name"] == {"r": 2}
     assert "Qx0" not in {fact.subject for fact in selection.facts}
 
 

@@ -5,6 +5,7 @@ What continues the run refuses the file, with both fingerprints. What asks or ex
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,7 +44,6 @@ FILES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         (*(f"exposures{suffix}" for suffix in STORE), "exposures.questions.jsonl"),
         ("exposures",),
     ),
-    "questions": ("other_facts", ("exposures.questions.jsonl",), ("questions",)),
     "tokenizer": ("other_tokenizer", ("tokenizer.model", "tokenizer.model.meta.json"), ("tokenizer",)),
     "tokenizer with its data": (
         "other_tokenizer",
@@ -164,6 +164,30 @@ def test_a_run_is_neither_resumed_nor_reused_on_other_data(
     record = read_json(made.folder / state / "run.json", "kis.run/1")
     assert any(str(print_)[:12] in said for print_ in record["fingerprints"].values())
     assert hashes(made.folder / state) == before
+
+
+def test_other_questions_make_no_other_run_and_one_that_goes_on_is_asked_its_own(made: Made, tmp_path: Path) -> None:
+    for name in ("data", "done", "cut"):
+        shutil.copytree(made.folder / name, tmp_path / name)
+    moved = replace(made, folder=tmp_path)
+    questions = tmp_path / "data" / "exposures.questions.jsonl"
+    shutil.copyfile(made.folder / "other_facts" / questions.name, questions)
+    before = hashes(tmp_path / "done")
+    assert main(["train", run_yaml(moved, "done")]) == 0
+    assert hashes(tmp_path / "done") == before
+    assert main(["train", run_yaml(moved, "cut")]) == 0
+    prints = [read_json(tmp_path / name / "run.json", "kis.run/1")["fingerprints"] for name in ("done", "cut")]
+    assert prints[0] == prints[1]
+    asked = [(tmp_path / name / "inputs" / "questions.jsonl.gz").read_bytes() for name in ("done", "cut")]
+    assert asked[0] == asked[1]
+    rows = [rows_of(tmp_path / name) for name in ("done", "cut")]
+    assert rows[0] == rows[1]
+
+
+def rows_of(run: Path) -> list[dict[str, object]]:
+    """What a run answered, without the time that it took."""
+    lines = (run / "probes.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{name: value for name, value in json.loads(line).items() if name != "seconds"} for line in lines]
 
 
 def test_probes_and_exports_need_the_run_alone(replaced: tuple[Made, tuple[str, ...]]) -> None:

@@ -56,11 +56,6 @@ SETTINGS: dict[str, Any] = {
     "templates": "random",
     "documents.reset_attention": True,
     "documents.mask_boundaries": True,
-    "probes.moments.shares": [0.5, 1.0],
-    "probes.moments.every": 4,
-    "probes.moments.tokens": [1024],
-    "probes.templates": {"train": 2, "held_out": 1, "question": 1},
-    "probes.facts_per_group": 8,
     "validation.moments.shares": [0.5, 1.0],
     "validation.moments.every": 4,
     "validation.moments.tokens": [1024],
@@ -138,7 +133,6 @@ DATA: dict[str, Any] = {
     "data.select.background_relations": ["town_region"],
     "data.select.control_relations": ["town_region"],
     "data.select.permute_objects": True,
-    "data.select.distractors": 2,
     "data.select.facts_per_object": 2,
     "data.select.longest_name": 20,
     "data.select.keep_telling_names": True,
@@ -149,6 +143,16 @@ DATA: dict[str, Any] = {
     "data.seed": 1,
 }
 """Keys that say what the data are made of."""
+
+ASKED: dict[str, Any] = {
+    "probes.moments.shares": [0.5, 1.0],
+    "probes.moments.every": 4,
+    "probes.moments.tokens": [1024],
+    "probes.templates": {"train": 2, "held_out": 1, "question": 1},
+    "probes.facts_per_group": 8,
+    "data.select.distractors": 2,
+}
+"""Keys that say what runs are asked, and when: those that have ended are asked again."""
 
 ANALYSIS: dict[str, Any] = {
     "analysis.split": "train",
@@ -352,7 +356,7 @@ def results(out: Path) -> dict[str, str]:
 
 
 def test_the_table_holds_every_key_of_a_study() -> None:
-    tables = (SETTINGS, GRID, DATA, ANALYSIS, FREE, ELSEWHERE)
+    tables = (SETTINGS, GRID, DATA, ASKED, ANALYSIS, FREE, ELSEWHERE)
     entered = [key for table in tables for key in table]
     assert sorted(keys_of(StudyConfig)) == sorted(entered)
 
@@ -426,6 +430,30 @@ def test_data_that_runs_were_made_with_stay(study: Path, key: str, capsys: pytes
         assert status == 2, (command, said)
         if command != "plan":
             assert key in said, (command, said)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", ASKED)
+def test_what_runs_are_asked_makes_them_no_others_and_they_are_asked_again(
+    study: Path, key: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(study.parent / "out", out)
+    changes, before = [*overrides(study, key, ASKED[key]), f"output={out}"], hashes(out)
+    assert kis("plan", str(study), *changes) == 0
+    assert hashes(out) == before
+    assert set(states(study, changes, capsys).values()) == {"done"}
+    if not key.startswith("probes.moments."):
+        assert kis("report", str(study), *changes) == 2
+        assert "kis study probe" in capsys.readouterr().err
+    assert kis("probe", str(study), *changes) == 0
+    assert kis("report", str(study), *changes) == 0
+    assert kis("run", str(study), *changes) == 0
+    after = hashes(out / "runs")
+    assert {f"runs/{name}" for name in after} >= {name for name in before if name.startswith("runs/")}
+    assert all(before.get(f"runs/{name}", text) == text for name, text in after.items())
+    asked = {name.split("/")[0] for name in after if "/asked/" in name}
+    assert asked == (set() if key.startswith("probes.moments.") else set(RUNS))
 
 
 @pytest.mark.slow

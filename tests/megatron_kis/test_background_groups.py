@@ -232,7 +232,7 @@ def test_a_study_of_groups_shows_them_in_its_plan(
     assert "2, 6" in said
     assert "12 of 16 background facts are shown and asked for" in said
     assert main(["study", "plan", str(study), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)[0]["background_groups"] == GROUPS
+    assert json.loads(capsys.readouterr().out)["runs"][0]["background_groups"] == GROUPS
 
 
 @pytest.mark.slow

@@ -99,7 +99,7 @@ def test_a_study_goes_from_its_sources_to_its_report_and_a_rerun_skips_what_is_d
 
 def test_the_plan_of_a_study_names_ratios_and_trains_nothing(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", "plan", "--json", str(study)]) == 0
-    rows = json.loads(capsys.readouterr().out)
+    rows = json.loads(capsys.readouterr().out)["runs"]
     assert sorted(row["infusion_frequency"] for row in rows) == FREQUENCIES
     assert all((row["infusion_ratio"] > 0) == (row["infusion_frequency"] > 0) for row in rows)
     assert not runs_of(study).exists()

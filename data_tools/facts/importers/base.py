@@ -44,7 +44,7 @@ class Importer(Protocol):
         ...
 
 
-AMBIGUOUS_NAMES = "ambiguous: several entities bear the subject's name"
+AMBIGUOUS_NAMES = "ambiguous: several entities have the subject's name"
 """Reason for a triple whose subject shares its name with another entity."""
 NOT_SAMPLED = "left out by chance: more triples than fit into memory"
 """Reason for a triple whose subject is not in the random sample of a large source."""

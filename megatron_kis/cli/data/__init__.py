@@ -21,9 +21,9 @@ _STEPS = (
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    summary = "text and facts to tokenized files"
-    order = "In order: demo, facts, tokenizer, corpus, render; templates, leaks and inspect look at what is there."
-    parser = commands.add_parser("data", help=summary, description=f"Turns {summary}. {order}")
+    summary = "turn text and facts into tokenized files"
+    order = "The order is demo, facts, tokenizer, corpus, render. templates, leaks and inspect check what exists."
+    parser = commands.add_parser("data", help=summary, description=f"{summary}. {order}")
     steps = parser.add_subparsers(dest="step", metavar="STEP", required=True)
     for add in _STEPS:
         add(steps)

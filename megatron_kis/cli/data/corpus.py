@@ -39,7 +39,7 @@ def _add_content(parser: argparse.ArgumentParser) -> None:
         "--append-eod",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="end every document with the end-of-document token",
+        help="end every document with the end-of-document token (the default), or do not",
     )
     sentences = "make every sentence a sequence; Punkt is trained on the text and kept as PREFIX.punkt.json"
     group.add_argument("--split-sentences", action="store_true", help=sentences)
@@ -58,7 +58,7 @@ def _add_work(parser: argparse.ArgumentParser) -> None:
         " encoder, or another version of it, is made again"
     )
     group.add_argument("--encoder", choices=("auto", "gigatoken", "reference"), default="auto", help=encoder)
-    group.add_argument("--workers", type=int, metavar="N", help="processes; one per core by default")
+    group.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
     shard = "do the i-th of n shards, for several machines; `kis data merge` joins them"
     group.add_argument("--shard", type=_shard, metavar="i/n", help=shard)
     part = "text between two restart points, in MB; 2 or more by default"

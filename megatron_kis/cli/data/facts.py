@@ -14,7 +14,7 @@ from megatron_kis.common.terms import GROUPS, HELD_OUT, SPLITS
 
 def add_facts(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = add_step(
-        steps, "facts", "import triples, drop ambiguous ones, split them into infused, background, control"
+        steps, "facts", "import triples, drop ambiguous ones, and split them into infused, background and control facts"
     )
     kinds = "a table or JSON lines (also .gz, .zst, .bz2 or .xz), or a folder of BEAR, LAMA, T-REx or Wikidata5M"
     parser.add_argument("--input", type=Path, required=True, metavar="PATH", help=kinds)
@@ -77,7 +77,7 @@ def _facts(options: argparse.Namespace) -> int:
 
 
 def add_templates(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = add_step(steps, "templates", "check templates: slots, doubles, a and an, and the tokens they take")
+    parser = add_step(steps, "templates", "check templates: slots, duplicates, a and an, and the number of tokens")
     parser.add_argument("--templates", type=Path, required=True, metavar="FILE", help="templates.yaml")
     parser.add_argument("--facts", type=Path, metavar="FILE", help="facts.jsonl: check with its names")
     parser.add_argument("--tokenizer", type=Path, metavar="PATH", help="count tokens with this tokenizer")

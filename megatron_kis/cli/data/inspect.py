@@ -11,10 +11,12 @@ from megatron_kis.cli.data.options import JSON_HELP, add_step
 
 
 def add_inspect(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    summary = "check a corpus or exposure store and show its content; of a run, what facts were promised and got"
+    summary = "check a corpus or exposure store and show its content; for a run, compare planned and received exposures"
     parser = add_step(steps, "inspect", summary)
-    parser.add_argument("prefix", type=Path, metavar="PREFIX|RUN_DIR", help="of .bin and .idx; or a run's folder")
-    again = "of a run: also count in the sequences that its data give now"
+    parser.add_argument(
+        "prefix", type=Path, metavar="PREFIX|RUN_DIR", help="prefix of .bin and .idx, or a run's folder"
+    )
+    again = "for a run: also count the exposures in the sequences that its data give now"
     parser.add_argument("--recount", action="store_true", help=again)
     parser.add_argument("--tokenizer", type=Path, metavar="PATH", help="decode the sample with this tokenizer")
     parser.add_argument("--sample", type=int, default=3, metavar="N", help="documents to show")

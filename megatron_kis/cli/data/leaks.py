@@ -14,7 +14,7 @@ def add_leaks(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     add_text_options(parser)
     add_skipping(parser)
     parser.add_argument("--facts", type=Path, required=True, metavar="FILE", help="facts.jsonl")
-    level = "where subject and object stand together; this is also what --clean leaves out"
+    level = "the unit of text in which subject and object must both occur; --clean leaves out the same unit"
     parser.add_argument("--level", choices=("document", "sentence"), default="document", help=level)
     parser.add_argument("--output", type=new_file, metavar="FILE", help="JSON lines: source, line, ids of the facts")
     clean = "JSON lines to write: the text without its leaks, under the text key; .gz to compress"

@@ -22,10 +22,8 @@ _SMALLEST_LIMIT = 2_000_000
 def add_step(
     steps: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str
 ) -> argparse.ArgumentParser:
-    """Adds a step whose help shows the defaults."""
-    return steps.add_parser(
-        name, help=summary, description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    """Adds a step."""
+    return steps.add_parser(name, help=summary, description=summary)
 
 
 def add_text_options(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +42,7 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
 
 def add_skipping(parser: argparse.ArgumentParser) -> None:
     """Adds the choice between stopping at a line without a document and skipping it."""
-    errors = "a line that holds no document: stop there, or count it, name the first and continue"
+    errors = "at a line that holds no document: stop, or skip it (skipped lines are counted, the first is named)"
     parser.add_argument("--on-error", choices=("stop", "skip"), default="stop", help=errors)
 
 

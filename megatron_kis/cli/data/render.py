@@ -19,7 +19,7 @@ def add_render(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument(
         "--output", type=new_prefix, required=True, metavar="PREFIX", help="prefix of the files to write"
     )
-    own = "JSON lines of sentences about single facts, beside the templates: fact, split, text"
+    own = "JSON lines of sentences about single facts, in addition to the templates: fact, split, text"
     parser.add_argument("--paraphrases", type=Path, metavar="FILE", help=own)
     longest = "refuse exposures of more tokens, end-of-document token included: the sequence length"
     parser.add_argument("--longest-exposure", type=whole_quantity, metavar="TOKENS", help=longest)
@@ -73,7 +73,7 @@ def _render(options: argparse.Namespace) -> int:
     )
     print(f"{summary.prefix}: {summary.exposures} exposures, {summary.tokens} tokens, longest {summary.longest}")
     for group, mean in summary.mean_tokens.items():
-        print(f"  {printable(group)}: {mean:.2f} tokens an exposure")
+        print(f"  {printable(group)}: {mean:.2f} tokens per exposure")
     for relation, counts in summary.relations.items():
         print(f"  {printable(relation)}: {counts.shortest} to {counts.longest} tokens, mean {counts.mean:.2f}")
     for remark in summary.remarks:

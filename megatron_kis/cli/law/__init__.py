@@ -10,8 +10,8 @@ from megatron_kis.cli.law import collapse, decide, fit, predict, report, sensiti
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     law = commands.add_parser(
         "law",
-        help="onset, collapse points, the law over model size, predictions and the report",
-        description="From run logs (or curves.csv, points.csv of another trainer) to the law and its predictions.",
+        help="find onsets and collapse points, fit the law over model size, predict, report",
+        description="Finds the law and its predictions from run logs (or curves.csv, points.csv of another trainer).",
     )
     steps = law.add_subparsers(dest="step", metavar="STEP", required=True)
     for module in (collapse, fit, predict, decide, sensitivity, validate, report, survival):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = steps.add_parser(
         "collapse",
-        help="onset, collapse by memory and by loss tolerance of every (N, D)",
+        help="find the onset, and the collapse by memory and by loss, of every (N, D)",
         description="Finds the transitions of every (N, D), each with a status, and writes them as points.csv.",
     )
     add_source(parser, curves="curves of another trainer")

@@ -42,7 +42,7 @@ def add_choices(parser: argparse.ArgumentParser, names: Sequence[str] | None = N
     def add() -> None:
         from megatron_kis.config.analysis import AnalysisConfig
 
-        group = parser.add_argument_group("declared choices (what the study's analysis: says if not given)")
+        group = parser.add_argument_group("declared choices (if not given: those of the study's analysis section)")
         add_settings(group, AnalysisConfig, _all_choices() if names is None else names)
 
     options_of(parser, add)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = steps.add_parser(
         "decide",
-        help="how much to infuse into a model that was not trained",
+        help="say how much to infuse into a model that was not trained",
         description="Names the largest dose at which nothing is lost with the probability --confidence: no collapse "
         "that has a law has begun, and the loss is within its tolerance where that has a law. With --recall, "
         "--retention or --loss-price it also names the dose of the largest expected utility. --output writes a dated, "
@@ -43,16 +43,16 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         held="the K, F or infusion ratio that the slice holds: its own laws, or else those of several slices, asked "
         "at H",
     )
-    utility = parser.add_argument_group("a utility: what is worth how much (only the ratios matter)")
-    utility.add_argument("--recall", type=_weight, default=0.0, metavar="W", help="worth of all infused facts known")
+    utility = parser.add_argument_group("a utility: the worth of each outcome (only the ratios matter)")
+    utility.add_argument("--recall", type=_weight, default=0.0, metavar="W", help="worth of knowing all infused facts")
     utility.add_argument(
-        "--retention", type=_weight, default=0.0, metavar="W", help="worth of all background knowledge kept"
+        "--retention", type=_weight, default=0.0, metavar="W", help="worth of keeping all background knowledge"
     )
     utility.add_argument(
         "--loss-price", type=_weight, default=0.0, metavar="P", help="price of one percent of loss on general text"
     )
     utility.add_argument(
-        "--curves", type=Path, metavar="CSV", help="the study's curves.csv, which tells how the loss rises"
+        "--curves", type=Path, metavar="CSV", help="the study's curves.csv, which shows how the loss rises"
     )
     parser.add_argument("--output", type=new_file, metavar="JSON", help="write the decision, dated and hashed")
     add_json(parser)

@@ -35,7 +35,7 @@ _SHOWN = 6
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = steps.add_parser(
         "fit",
-        help="the law of the transitions over model size (and token budget)",
+        help="fit the law of the transitions over model size (and token budget)",
         description="Fits log F* = a + b log N (+ c log D): every law that the points support, or those of --kind. "
         "Says why there is none for the others, and fails if there is none at all.",
     )

@@ -23,8 +23,8 @@ _SHOWN = 6
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = steps.add_parser(
         "predict",
-        help="the transition of a model that was not trained",
-        description="Predicts the F (or number of facts K) at which the transition lies in a model of one size, with "
+        help="predict the transition of a model that was not trained",
+        description="Predicts the F (or number of facts K) at which a model of one size has its transition, with "
         "intervals, and names the dose that is on the safe side of it. --output writes a dated, hashed file, which kis "
         "law validate scores when the model has been trained.",
     )
@@ -40,10 +40,12 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         held="the K, F or infusion ratio that the slice holds: its own law, or else the law of several slices, asked "
         "at H",
     )
-    which.add_argument("--together", action="store_true", help="the law of several slices, even where H has its own")
+    which.add_argument(
+        "--together", action="store_true", help="use the law of several slices, even where H has its own"
+    )
     others = parser.add_argument_group("what it means for other facts than the study's (both, or neither)")
-    others.add_argument("--facts", type=quantity, metavar="K", help="how many they are")
-    others.add_argument("--fact-tokens", type=quantity, metavar="L", help="mean tokens of an exposure of them")
+    others.add_argument("--facts", type=quantity, metavar="K", help="number of facts")
+    others.add_argument("--fact-tokens", type=quantity, metavar="L", help="mean tokens per exposure")
     parser.add_argument("--output", type=new_file, metavar="JSON", help="write the prediction, dated and hashed")
     parser.add_argument(
         "--curve",

@@ -13,7 +13,7 @@ from megatron_kis.common.units import quantity
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = steps.add_parser(
         "report",
-        help="one self-contained report.html",
+        help="write one self-contained report.html",
         description="Writes the report of a study folder, a runs folder, a curves.csv or a points.csv.",
     )
     parser.add_argument(
@@ -26,7 +26,9 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument(
         "--tokens", type=quantity, metavar="D", help="token budget of the predictions (default: the law's)"
     )
-    parser.add_argument("--export", type=new_folder, metavar="DIR", help="also write figures (SVG, PNG), tables (CSV)")
+    parser.add_argument(
+        "--export", type=new_folder, metavar="DIR", help="also write figures (SVG, PNG) and tables (CSV)"
+    )
     add_choices(parser)
     parser.set_defaults(handler=_report)
 

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = steps.add_parser(
         "sensitivity",
-        help="the law and its prediction under every scoring rule, split and criterion",
+        help="compare the law and its prediction under every scoring rule, split and criterion",
         description="Fits the law of the collapse (of the loss, if that is the declared criterion) under the declared "
-        "scoring rule, split and criterion. Then each other one that the data have takes the place of one of them, and "
-        "the law is fitted again. Lists what each predicts. --cross tries all combinations. Nothing is written.",
+        "scoring rule, split and criterion. Then replaces one of these at a time by each other one that the data have, "
+        "and fits the law again. Lists what each predicts. --cross tries all combinations. Writes nothing.",
     )
     parser.add_argument("source", type=Path, metavar="SOURCE", help="study folder, runs folder or curves.csv")
     add_target(parser, budget="the largest of each law")

@@ -20,7 +20,7 @@ _FACTS_REMEDY = "name the facts.jsonl of the runs' data with --facts"
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = steps.add_parser(
         "survival",
-        help="the background facts that are still known, one by one, with what may decide it",
+        help="list the background facts that are still known, one by one, with possible reasons",
         description="Writes a table with one row per background fact and cell of a study (model size, token budget and "
         "what is infused): in how many runs it is known at the end, how often it was shown, and how similar it is to "
         "the infused facts.",
@@ -57,7 +57,14 @@ def _survival(options: argparse.Namespace) -> int:
     _check_asked(runs, settings)
     folders = [runs.folder / name for name in runs.runs["run"]]
     try:
-        rows = write_survival(folders, load_facts(path), options.output, split=settings.split, rule=settings.scoring)
+        rows = write_survival(
+            folders,
+            load_facts(path),
+            options.output,
+            split=settings.split,
+            rule=settings.scoring,
+            answers=runs.answers,
+        )
     except InputError as error:
         where = {"facts": str(path), "split": "--split"}.get(error.where or "", error.where)
         raise InputError(error.problem, where=where, remedy=error.remedy) from None

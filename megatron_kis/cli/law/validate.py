@@ -11,11 +11,11 @@ from megatron_kis.cli.law.common import add_json, print_json
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = steps.add_parser(
         "validate",
-        help="score a prediction written before against points measured after",
+        help="score a prediction with points that were measured after it",
         description="Checks the prediction's hash and scores it: |log ratio|, hit of the interval, interval score.",
     )
     parser.add_argument("prediction", type=Path, metavar="PREDICTION_JSON", help="written by kis law predict --output")
-    parser.add_argument("--points", required=True, type=Path, metavar="CSV", help="the points measured since")
+    parser.add_argument("--points", required=True, type=Path, metavar="CSV", help="the points that were measured")
     add_json(parser)
     parser.set_defaults(handler=_validate)
 

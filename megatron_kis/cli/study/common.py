@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_kis.common.errors import InputError, JobError
+from megatron_kis.common.errors import InputError, JobError, printable
 
 if TYPE_CHECKING:
     from megatron_kis.config.data import DataConfig
     from megatron_kis.config.run import RunConfig
     from megatron_kis.config.study import StudyConfig
+    from megatron_kis.study.preflight import Remark
 
 logger = logging.getLogger(__name__)
 
@@ -80,16 +81,44 @@ def look_over(study: StudyConfig) -> list[RunConfig]:
     Raises:
         InputError: the output holds another study, or runs of other settings.
     """
-    from megatron_kis.study.conflicts import check_output, check_owner, conflicts, refuse, unnamed_line
+    from megatron_kis.study.conflicts import check_output, conflicts, refuse, unnamed_line
     from megatron_kis.study.grid import runs_of
+    from megatron_kis.study.owner import check_owner
 
     check_output(study.output)
     runs = runs_of(study, data_config(study))
-    owner = check_owner(study, runs)
-    refuse(study.output, conflicts(runs), holds=owner)
+    check_owner(study, runs)
+    refuse(study.output, conflicts(runs))
     if line := unnamed_line(study, runs):
         logger.warning(f"{study.name}: {line}")
     return runs
+
+
+def check_first(study: StudyConfig, *, facts: Path | None = None) -> list[Remark]:
+    """Checks, before anything is trained, that a study can be analysed as it declares.
+
+    Args:
+        study: the study.
+        facts: its ``facts.jsonl``, once it is there.
+
+    Returns:
+        What makes the analysis weak.
+
+    Raises:
+        InputError: what makes it impossible.
+    """
+    from megatron_kis.analysis.design.outline import outline_of, sketch
+    from megatron_kis.analysis.design.requirements import requirements
+    from megatron_kis.study.preflight import check_study, relations_of_facts
+
+    found = check_study(study, None if facts is None else relations_of_facts(facts))
+    return [*found, *requirements(outline_of(study, sketch(study)), study.analysis, study.predict)]
+
+
+def warn(study: StudyConfig, remarks: Iterable[Remark]) -> None:
+    """Logs what makes the analysis of a study weak."""
+    for remark in remarks:
+        logger.warning(printable(f"{study.name}: {remark}"))
 
 
 def prepare(study: StudyConfig, *, submission: int | None = None, restarted: Collection[str] = ()) -> None:

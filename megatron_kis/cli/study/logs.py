@@ -17,8 +17,10 @@ _BLOCK = 1 << 16
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    logs = add_step(steps, "logs", "the end of one run's log, all its attempts in one", _logs, run=True, json=False)
-    logs.add_argument("--lines", type=int, default=40, metavar="N", help="how many (40); 0 for all")
+    logs = add_step(
+        steps, "logs", "print the end of a run's log, in which all attempts are", _logs, run=True, json=False
+    )
+    logs.add_argument("--lines", type=int, default=40, metavar="N", help="number of lines; 0 for all")
     logs.add_argument("--follow", action="store_true", help="continue until the run has ended; Ctrl-C leaves it alone")
 
 

@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from megatron_kis.analysis.criteria import Transition
+    from megatron_kis.analysis.design.next_runs import Proposal
     from megatron_kis.analysis.findings.looks import Look
     from megatron_kis.analysis.runs.load import Runs
     from megatron_kis.config.analysis import AnalysisConfig
     from megatron_kis.config.study import LadderEntry, StudyConfig
+    from megatron_kis.study.preflight import Remark
     from megatron_kis.study.proposals import PlannedRun
 
 logger = logging.getLogger(__name__)
@@ -29,9 +31,9 @@ logger = logging.getLogger(__name__)
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     proposed = add_step(
-        steps, "next", "the runs to add next, what each would gain, and what one size more would; trains nothing", _next
+        steps, "next", "propose runs to add, with what each would gain, and one more size; trains nothing", _next
     )
-    proposed.add_argument("--count", type=int, default=6, metavar="K", help="runs to propose (6)")
+    proposed.add_argument("--count", type=int, default=6, metavar="K", help="runs to propose")
     proposed.add_argument("--params", type=quantity, metavar="N", help="target size (default: the largest of predict)")
     proposed.add_argument("--tokens", type=quantity, metavar="D", help="target budget (default: the study's largest)")
     proposed.add_argument(
@@ -47,7 +49,6 @@ def _next(options: argparse.Namespace) -> int:
 
     from megatron_kis.analysis.criteria import find_transitions
     from megatron_kis.analysis.design.new_sizes import new_sizes
-    from megatron_kis.analysis.design.next_runs import propose
     from megatron_kis.analysis.findings.looks import LOOKS_FILE, add_look
     from megatron_kis.analysis.findings.study_file import with_looks
     from megatron_kis.analysis.runs.curves import curve_table
@@ -66,7 +67,8 @@ def _next(options: argparse.Namespace) -> int:
     curves = curve_table(runs)
     points = find_transitions(curves, settings)
     look = _look(points, curves, (params, tokens), settings)
-    found = propose(curves, params, tokens, settings, count=options.count, points=points)
+    found = _proposals(curves, points, (params, tokens), settings, options.count)
+    remarks = _remarks(study, points, settings, whole=not found)
     sizes = new_sizes(curves, params, tokens, settings, points=points)
     planned = load_config(StudyConfig, options.study)  # as the file says, where they are to be added
     done = runs.runs[["run", "params", "tokens"]].itertuples(index=False, name=None)
@@ -75,10 +77,10 @@ def _next(options: argparse.Namespace) -> int:
     placed = match_proposals(planned, wanted, cells, runs.runs["run"])
     new = [item.run for item in placed if item.run and not item.planned]
     if options.write and new:
-        remark = f"kis study next, {date.today().isoformat()}, for N = {params:.3g} and D = {tokens:.3g}"
+        comment = f"kis study next, {date.today().isoformat()}, for N = {params:.3g} and D = {tokens:.3g}"
         listed = [run.model_dump(exclude_none=True) for run in new]
         add_look(study.output, look, runs.runs["run"], listed, params=params, tokens=tokens)
-        add_runs(options.study, new, remark=remark)
+        add_runs(options.study, new, remark=comment)
     labels = {rung.label: rung for rung in planned.ladder}
     rungs = {n: labels[label] for (n, _), (label, _) in cells.items()}
     more = [
@@ -87,18 +89,57 @@ def _next(options: argparse.Namespace) -> int:
     ]
     rows = [asdict(proposal) | _entry(at) for proposal, at in zip(found, placed, strict=True)]
     if options.json:
-        print(json.dumps({"look": look.record(), "runs": rows, "sizes": more}, indent=1))
+        said = [remark.record() for remark in remarks]
+        print(json.dumps({"look": look.record(), "runs": rows, "sizes": more, "change": said}, indent=1))
         return 0
-    _print_runs(rows, f"{study.name}: next runs for N = {params:.3g}, D = {tokens:.3g}")
+    if found:
+        _print_runs(rows, f"{study.name}: next runs for N = {params:.3g}, D = {tokens:.3g}")
     print(look.words())
-    if not found:
-        print("no run that is not there yet would tell more")
+    _print_remarks(study.name, remarks, nothing=not found)
     for n, d in {(row["params"], row["tokens"]): None for row in rows if row["size"] is None}:
         print(f"N = {n:,}, D = {d:,} is no size and budget of the study; to train more of it, add it to the ladder")
     _print_sizes(more, sizes[0].slice.symbol_at_transition if sizes else "")
     if options.write:
         print(f"{len(new)} runs added to {options.study}" + ("; kis study run trains them" if new else ""))
     return 0
+
+
+def _proposals(
+    curves: pd.DataFrame,
+    points: list[Transition],
+    target: tuple[float, float],
+    settings: AnalysisConfig,
+    count: int,
+) -> list[Proposal]:
+    """Returns the runs that are proposed for the first group that any can be proposed for."""
+    from megatron_kis.analysis.design.next_runs import propose
+
+    for group in _groups(points):
+        found = propose(curves, *target, settings, group=group, count=count, points=points)
+        if found:
+            return found
+    return []
+
+
+def _groups(points: list[Transition]) -> list[str]:
+    """Returns the groups that runs may be proposed for: the one whose collapse is predicted, then the others."""
+    from megatron_kis.analysis.design.next_runs import group_of
+    from megatron_kis.analysis.runs.groups import base_group
+
+    there = dict.fromkeys(p.group for p in points if p.kind == "collapse" and base_group(p.group) == p.group)
+    first = group_of(points)
+    return [first, *(group for group in there if group != first)] if first in there else list(there)
+
+
+def _remarks(study: StudyConfig, points: list[Transition], settings: AnalysisConfig, *, whole: bool) -> list[Remark]:
+    """Returns what runs of the study's own sizes cannot mend; with ``whole`` also why none is proposed."""
+    from megatron_kis.analysis.design.advice import advice
+    from megatron_kis.analysis.design.outline import outline_of, sketch
+    from megatron_kis.analysis.design.requirements import requirements
+
+    outline = outline_of(study, sketch(study))
+    found = advice(points, outline, settings, whole=whole)
+    return [*found, *requirements(outline, settings, study.predict)]
 
 
 def _check(options: argparse.Namespace, settings: AnalysisConfig) -> None:
@@ -155,6 +196,16 @@ def _runs(study: StudyConfig) -> Runs:
     if line := not_of_this_study(runs):
         logger.warning(printable(line))
     return runs
+
+
+def _print_remarks(study: str, remarks: list[Remark], *, nothing: bool) -> None:
+    """Prints what more runs of these sizes cannot mend; ``nothing``: no run was proposed."""
+    if nothing:
+        print(f"{printable(study)}: no run of these sizes, budgets and facts would tell more")
+    if remarks:
+        print("to change:")
+    for remark in remarks:
+        print(printable(f"- {remark}"))
 
 
 def _print_runs(rows: list[dict[str, Any]], title: str) -> None:

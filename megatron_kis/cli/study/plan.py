@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 from megatron_kis.cli.study.common import (
     DATA_FOLDER,
     add_step,
+    check_first,
     data_config,
     load_study,
     look_over,
 )
+from megatron_kis.cli.study.design import Design
 from megatron_kis.cli.study.table import MANY
 from megatron_kis.common.console import print_table
-from megatron_kis.common.units import in_table
+from megatron_kis.common.units import in_bytes, in_table
 
 if TYPE_CHECKING:
     from megatron_kis.config.data import DataConfig
@@ -31,9 +33,9 @@ _RANGES = ("facts", "infusion_frequency", "infusion_ratio", "epochs")  # columns
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     plan = add_step(
-        steps, "plan", "show the runs of a study and what each feeds, and check its settings; changes nothing", _plan
+        steps, "plan", "show the runs of a study and what each is fed, and check its settings; changes nothing", _plan
     )
-    plan.add_argument("--all", action="store_true", help="every run, however many there are")
+    plan.add_argument("--all", action="store_true", help="list every run, however many there are")
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -44,6 +46,7 @@ def _plan(options: argparse.Namespace) -> int:
 
     study = load_study(options)
     every = look_over(study)
+    remarks = check_first(study)
     with _data(study) as files:
         found, tokenizer = fingerprints_of(files), load_tokenizer(files.tokenizer)
         if found.get("tokenizer") == tokenizer.model_sha256:  # data of an older version: runs are compared with today's
@@ -51,8 +54,10 @@ def _plan(options: argparse.Namespace) -> int:
         now = {run.model.init_from: found for run in every}
         refuse(study.output, conflicts(every, now, model_sha256=tokenizer.model_sha256))
         rows = plan_rows(study, runs_of(study, files))
+        remarks = list(dict.fromkeys([*remarks, *check_first(study, facts=files.exposures.with_name("facts.jsonl"))]))
+    design = Design(study, rows, remarks)
     if options.json:
-        print(json.dumps(rows, indent=1))
+        print(json.dumps({"runs": rows, "design": design.record()}, indent=1))
         return 0
     title = f"{study.name}: {len(rows):,} runs"
     columns: tuple[str, ...]
@@ -79,7 +84,21 @@ def _plan(options: argparse.Namespace) -> int:
         print(f"{branches:,} runs branch at {study.trunk.share:g} of their tokens; their FLOPs are those after it")
     flops = sum(row["flops"] for row in rows)
     print(f"{flops:.3g} training FLOPs in all")
+    print(_checkpoints(study, rows))
+    for line in design.lines():
+        print(line)
     return 0
+
+
+def _checkpoints(study: StudyConfig, rows: list[dict[str, Any]]) -> str:
+    """Returns what the checkpoints take that stay, from which runs are asked again and exported."""
+    last = sum(row["checkpoint_bytes"] for row in rows)
+    settings = study.checkpoints
+    more = [f"keep_last: {settings.keep_last}"] if settings.keep_last > 1 else []
+    more += ["keep_best"] if settings.keep_best else []
+    most = settings.keep_last + settings.keep_best
+    also = f"; up to {in_bytes(most * last)} with {' and '.join(more)}" if more else ""
+    return f"{in_bytes(last)} for the last checkpoint of each run, which stays{also}"
 
 
 def _cell(row: dict[str, Any], name: str) -> str:
@@ -95,7 +114,7 @@ def _data(study: StudyConfig) -> Iterator[DataConfig]:
     """Yields the data of the study: those in its folder, or made next to it for the plan alone."""
     from megatron_kis.common.files import locked
     from megatron_kis.common.progress import console_progress
-    from megatron_kis.data_tools.preparation.prepare import prepare_data, stale
+    from megatron_kis.data_tools.preparation.prepare import prepare_data, stale, stale_questions
     from megatron_kis.data_tools.preparation.stamps import VERSIONS
     from megatron_kis.study.data import fingerprints_of, planned_folder
     from megatron_kis.study.holders import holders_of, refused
@@ -107,9 +126,15 @@ def _data(study: StudyConfig) -> Iterator[DataConfig]:
         return
     holders = holders_of(study.output, fingerprints_of(own), lease=60 * study.executor.lease_minutes)
     if holders:
-        if not all(one.startswith(VERSIONS) for one in differences):
-            raise refused(study.output, differences, holders)
+        questions = stale_questions(study.data, study.output / DATA_FOLDER)
+        if others := [one for one in differences if one not in questions and not one.startswith(VERSIONS)]:
+            raise refused(study.output, others, holders)
         changed = ", ".join(differences)
+        if questions:
+            logger.info(f"{study.name}: the study asks other questions by now ({', '.join(questions)})")
+            logger.info(f"{study.name}: kis study probe asks the runs that have ended; what is trained stays as it is")
+            yield own
+            return
         logger.info(f"{study.name}: the data stay as they are, runs were made with them ({changed})")
         yield own  # what kis study run does
         return

@@ -7,7 +7,16 @@ import logging
 import os
 from pathlib import Path
 
-from megatron_kis.cli.study.common import data_config, done_runs, load_study, look_over, prepare
+from megatron_kis.cli.study.common import (
+    DATA_FOLDER,
+    check_first,
+    data_config,
+    done_runs,
+    load_study,
+    look_over,
+    prepare,
+    warn,
+)
 from megatron_kis.common.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -47,6 +56,7 @@ def _prepare(options: argparse.Namespace) -> int:
     with study_lock(study.output):
         prepare(study, submission=int(folder.name))
         done, fingerprints = done_runs(study, every)
+        warn(study, check_first(study, facts=study.output / DATA_FOLDER / "facts.jsonl"))
         write_study(study, study.output / FILE)
         write_manifest(study.output, study.name, every, fingerprints)
         files = data_config(study)

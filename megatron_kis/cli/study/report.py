@@ -41,7 +41,7 @@ def check_report(study: StudyConfig) -> None:
 def analyse(study: StudyConfig, *, as_json: bool) -> None:
     """Analyses the runs that are done, writes the report, and prints the findings."""
     from megatron_kis.analysis.outputs import analyse_study
-    from megatron_kis.analysis.report.summary import findings, not_of_this_study
+    from megatron_kis.analysis.report.summary import findings, not_asked, not_of_this_study
 
     result = analyse_study(study.output, study.analysis, predict_params=study.predict, belongs=belonging(study))
     assert result.runs is not None
@@ -52,8 +52,9 @@ def analyse(study: StudyConfig, *, as_json: bool) -> None:
         return
     for line in findings(result):
         print(f"- {printable(line)}")
-    if line := not_of_this_study(result.runs):
-        print(f"- {printable(line)}")
+    for line in (not_of_this_study(result.runs), not_asked(result.runs)):
+        if line:
+            print(f"- {printable(line)}")
     print(outputs["report.html"])
 
 
@@ -68,33 +69,35 @@ def belonging(study: StudyConfig) -> dict[str, Any]:
     from megatron_kis.config.data import DataConfig
     from megatron_kis.study.grid import runs_of
     from megatron_kis.study.manifest import data_fingerprints, manifest_of
+    from megatron_kis.study.owner import check_owner
 
     if not (study.output / "runs").is_dir():
         raise InputError("has no runs yet", where=str(study.output), remedy="kis study run trains them")
-    _same_data(study)
     place = study.output / "data"  # a run's settings do not depend on the places of its files
     runs = runs_of(study, DataConfig(corpus=place, validation=place, exposures=place, tokenizer=place))
+    check_owner(study, runs)
+    _same_data(study)
     return manifest_of(study.name, runs, data_fingerprints(study.output))
 
 
 def _same_data(study: StudyConfig) -> None:
-    """Refuses to report on data that are not made yet."""
-    from megatron_kis.study.manifest import FILE, FILES, other_data_settings
+    """Refuses to report on data that are not made yet, or on questions that nobody was asked."""
+    from megatron_kis.data_tools.preparation.prepare import other_questions
+    from megatron_kis.study.manifest import FILE, QUESTIONS, other_data_settings
+    from megatron_kis.study.owner import other_data
 
-    changed = other_data_settings(study)
-    if changed and (other_data_settings(study, but=FILES) or not _as_made(study)):
+    asked = other_data_settings(study, but=("data.text", "data.facts", "data.tokenizer"))
+    alone = [one for one in asked if one.startswith(tuple(f"{key} " for key in QUESTIONS))]
+    there = study.data.templates.is_file()  # a study that was moved is reported without its sources
+    if len(alone) == len(asked) and there and (changed := other_questions(study.data, study.output / "data")):
+        raise InputError(
+            f"the study asks other questions by now: {'; '.join(changed)}",
+            where=str(study.output / FILE),
+            remedy="kis study probe asks finished runs, without training; or restore them",
+        )
+    if changed := other_data(study):
         raise InputError(
             f"the data of this study were made with other settings: {'; '.join(changed)}",
             where=str(study.output / FILE),
             remedy="kis study run makes them, or says which runs hold the old ones; or choose another output",
         )
-
-
-def _as_made(study: StudyConfig) -> bool:
-    """Returns whether the present data are made from the files that the study names now: the same, at other places."""
-    from megatron_kis.data_tools.preparation.prepare import stale
-
-    try:
-        return not stale(study.data, study.output / "data")
-    except InputError:  # a file that is not there
-        return False

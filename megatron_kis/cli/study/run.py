@@ -8,7 +8,16 @@ import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from megatron_kis.cli.study.common import add_step, done_runs, load_study, look_over, prepare
+from megatron_kis.cli.study.common import (
+    DATA_FOLDER,
+    add_step,
+    check_first,
+    done_runs,
+    load_study,
+    look_over,
+    prepare,
+    warn,
+)
 from megatron_kis.cli.study.report import analyse, check_report
 from megatron_kis.common.console import progress_bar
 from megatron_kis.common.errors import InputError, JobError, Stopped, nearest, printable
@@ -24,7 +33,9 @@ _NARROWEST_BAR = 20  # columns of a terminal below which plain lines are clearer
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    run = add_step(steps, "run", "prepare the data, execute what is not done, analyse, write the report", _run)
+    run = add_step(
+        steps, "run", "prepare the data, execute the runs that are not done, analyse, write the report", _run
+    )
     run.add_argument("--workers", type=int, metavar="N", help="runs side by side (default: the study's, or all cores)")
     add_selection(run)
 
@@ -32,13 +43,17 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def add_selection(parser: argparse.ArgumentParser) -> None:
     """Adds the options that select runs of a study."""
     parser.add_argument(
-        "--only", nargs="+", action="extend", metavar="RUN", help="these runs alone, by the names of kis study status"
+        "--only",
+        nargs="+",
+        action="extend",
+        metavar="RUN",
+        help="only these runs, by the names that kis study status shows",
     )
     parser.add_argument(
-        "--retry-failed", action="store_true", help="try those again that were given up (executor.retries)"
+        "--retry-failed", action="store_true", help="try runs again that were given up (executor.retries)"
     )
     parser.add_argument(
-        "--restart", action="store_true", help="begin unfinished runs again at step 0; their checkpoints are lost"
+        "--restart", action="store_true", help="start unfinished runs again at step 0; their checkpoints are lost"
     )
 
 
@@ -60,10 +75,15 @@ def _run(options: argparse.Namespace) -> int:
     runs = selected(every, options.only)
     if not options.restart:
         refuse(study.output, unfinished_conflicts(runs))
+    remarks = check_first(study)
     check_sources(study.data)
     with study_lock(study.output) as lock:  # before the data: a run in flight elsewhere may be reading them
         prepare(study, restarted={run.name for run in runs} if options.restart else ())
         done, fingerprints = done_runs(study, every, runs)
+        if len(done) < len(runs):
+            warn(
+                study, dict.fromkeys([*remarks, *check_first(study, facts=study.output / DATA_FOLDER / "facts.jsonl")])
+            )
         write_study(study, study.output / FILE)
         write_manifest(study.output, study.name, every, fingerprints)
         runs = with_data(runs, fingerprints)

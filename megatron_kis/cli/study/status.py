@@ -24,18 +24,20 @@ logger = logging.getLogger(__name__)
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     status = add_step(
-        steps, "status", "where the runs of a study stand: states, progress, speed, time left, failures", _status
+        steps, "status", "show the state of a study's runs: progress, speed, time left, failures", _status
     )
-    status.add_argument("--all", action="store_true", help="every run, however many there are")
+    status.add_argument("--all", action="store_true", help="list every run, however many there are")
 
 
 def overview(options: argparse.Namespace) -> tuple[StudyConfig, Overview]:
-    """Returns the study and the overview of its runs."""
+    """Returns the study and the overview of its runs; refuses a folder that belongs to another study."""
     from megatron_kis.study.grid import runs_of
+    from megatron_kis.study.owner import check_owner
     from megatron_kis.study.status import Overview
 
     study = load_study(options)
     runs = runs_of(study, data_config(study))
+    check_owner(study, runs)
     return study, Overview(runs, study.executor.retries, 60 * study.executor.lease_minutes)
 
 

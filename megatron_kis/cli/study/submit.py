@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_kis.cli.study.common import add_step, load_study, look_over
+from megatron_kis.cli.study.common import add_step, check_first, load_study, look_over, warn
 from megatron_kis.cli.study.run import add_selection, another_try, selected
 from megatron_kis.common.errors import InputError, JobError, printable
 
@@ -23,7 +23,9 @@ logger = logging.getLogger(__name__)
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = add_step(steps, "submit", "write the batch scripts of what is not done, and submit them to SLURM", _submit)
+    parser = add_step(
+        steps, "submit", "write batch scripts for the runs that are not done, and submit them to SLURM", _submit
+    )
     add_selection(parser)
     parser.add_argument("--dry-run", action="store_true", help="show everything; write and submit nothing")
     parser.add_argument(
@@ -46,6 +48,9 @@ def _submit(options: argparse.Namespace) -> int:
     if not options.restart:
         refuse(study.output, unfinished_conflicts(runs))
     done = {run.name for run in runs if (run.output / "DONE").exists()}
+    remarks = check_first(study)
+    if len(done) < len(runs):
+        warn(study, remarks)
     largest = study.cluster.max_array_size
     if options.dry_run:
         left = [run for run in runs if run.name not in done]

@@ -21,12 +21,12 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     watch = add_step(
         steps,
         "watch",
-        "the status, refreshed until every run is done or given up; Ctrl-C leaves the runs alone",
+        "show the status, refreshed until every run is done or given up; Ctrl-C does not affect the runs",
         _watch,
         json=False,
     )
-    watch.add_argument("--all", action="store_true", help="every run, however many there are")
-    watch.add_argument("--every", type=float, default=_SECONDS, metavar="SECONDS", help=f"how often ({_SECONDS:g})")
+    watch.add_argument("--all", action="store_true", help="list every run, however many there are")
+    watch.add_argument("--every", type=float, default=_SECONDS, metavar="SECONDS", help="seconds between two looks")
 
 
 def _watch(options: argparse.Namespace) -> int:

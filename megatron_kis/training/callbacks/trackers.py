@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
-from megatron_kis.common.errors import InputError
+from megatron_kis.common.extras import require_package
 from megatron_kis.config.run import RunConfig
 from megatron_kis.training.callbacks.base import Callback, RunState
 
@@ -27,17 +26,12 @@ def trackers(config: RunConfig, run_dir: Path, *, beginning: str) -> list[Callba
     """
     callbacks: list[Callback] = []
     if config.logging.tensorboard:
-        _require("tensorboard", "logging.tensorboard")
+        require_package("tensorboard", "logging.tensorboard")
         callbacks.append(TensorBoardCallback(run_dir / TRACKED[0], every=config.logging.every))
     if config.logging.wandb is not None:
-        _require("wandb", "logging.wandb")
+        require_package("wandb", "logging.wandb")
         callbacks.append(WandbCallback(config, run_dir, identifier=beginning))
     return callbacks
-
-
-def _require(package: str, where: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise InputError(f"the package {package} is not installed", where=where, remedy=f"pip install {package}")
 
 
 def _numbers(state: RunState) -> dict[str, float]:

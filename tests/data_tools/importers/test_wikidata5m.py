@@ -42,7 +42,7 @@ def test_ids_without_a_name_and_shared_names_are_dropped_with_the_reason(folder)
     assert list(import_wikidata5m(path)) == [
         Dropped("P19", "an id without a name"),
         Dropped("P19", "an id without a name"),
-        Dropped("P31", "ambiguous: several entities bear the subject's name"),
+        Dropped("P31", "ambiguous: several entities have the subject's name"),
     ]
 
 

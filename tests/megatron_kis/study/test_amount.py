@@ -27,7 +27,7 @@ def study(tmp_path: Path, tiny_sources: Sources, tiny_data: Path) -> Path:
 def planned(study: Path, capsys: pytest.CaptureFixture[str], *changes: str) -> dict[str, dict[str, Any]]:
     capsys.readouterr()
     assert main(["study", "plan", str(study), *changes, "--json"]) == 0
-    return {row["run"]: row for row in json.loads(capsys.readouterr().out)}
+    return {row["run"]: row for row in json.loads(capsys.readouterr().out)["runs"]}
 
 
 def test_the_plan_shows_how_many_facts_and_how_often(study: Path, capsys: pytest.CaptureFixture[str]) -> None:

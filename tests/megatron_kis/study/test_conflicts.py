@@ -90,13 +90,33 @@ def test_runs_that_the_study_does_not_name_are_told_and_kept(done: Path) -> None
 def test_an_output_of_another_study_is_refused_and_a_renamed_study_is_the_same(
     done: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for step in ("plan", "run", "submit"):
-        assert main(["study", step, str(done), "name=other", "frequencies=[0]"]) == 2
-        assert "holds another study, 'small', with 1 run, none of them this one's" in capsys.readouterr().err
-    assert main(["study", "plan", str(done), "name=other", "background.frequency=2"]) == 2
-    assert "the folder holds the study 'small'" in capsys.readouterr().err
+    before = tree(done.parent)
+    others = {
+        "frequencies=[0]": "with 1 run, none of them this one's",
+        "background.frequency=2": "its runs have other settings: infusion.background.frequency 4 -> 2",
+        "data.vocab_size=390": "its data were made with other settings: data.vocab_size 400 -> 390",
+    }
+    for step in ("plan", "run", "submit", "status", "watch", "report", "next --params=1e6", "cancel", f"logs {RUN}"):
+        name, *rest = step.split()
+        for change, said in others.items():
+            words = ["study", name, str(done), *rest, "name=other", change]
+            assert main(words) == 2, words
+            assert f"holds another study, 'small', {said}" in capsys.readouterr().err, words
+    assert tree(done.parent) == before
     assert main(["study", "run", str(done), "name=renamed"]) == 0
     assert "renamed: 1 runs, 1 done already" in capsys.readouterr().err
+
+
+def test_data_without_runs_belong_to_their_study_too(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(done.parent / "out" / "runs")
+    before = tree(done.parent)
+    for change in ("data.vocab_size=390", "frequencies=[1]"):
+        for step in ("plan", "run", "status"):
+            assert main(["study", step, str(done), "name=other", change]) == 2
+            assert "holds another study, 'small', " in capsys.readouterr().err
+    assert tree(done.parent) == before
+    assert main(["study", "plan", str(done), "data.vocab_size=390"]) == 0  # its own study may be changed
+    assert main(["study", "plan", str(done), "name=renamed"]) == 0
 
 
 def test_an_unfinished_run_of_other_settings_is_found_before_it_starts(

@@ -142,7 +142,7 @@ def test_a_study_with_a_trunk_is_planned_trained_and_counted(
     shutil.copytree(tiny_data, tmp_path / "out" / "data")
     study = write_study(tmp_path, tiny_sources, trunk={"share": 0.5}, frequencies=[2, 4], output="out")
     assert main(["study", "plan", str(study), "--json"]) == 0
-    rows = {row["run"]: row for row in json.loads(capsys.readouterr().out)}
+    rows = {row["run"]: row for row in json.loads(capsys.readouterr().out)["runs"]}
     trunk, branches = "1x16_D5.12k_F0_s0", ["1x16_D5.12k_F2_s0", "1x16_D5.12k_F4_s0"]
     assert set(rows) == {trunk, *branches}
     assert {rows[name]["trunk"] for name in branches} == {trunk}

@@ -87,7 +87,9 @@ def test_what_cannot_change_a_result_does_not_make_another_run(tiny_run: MakeRun
 def test_a_run_on_other_data_is_refused(tiny_run: MakeRun) -> None:
     config = tiny_run()
     closed(config)
-    for name in FINGERPRINTS:
+    asked = dict(FINGERPRINTS, questions="0" * 64)
+    assert is_done(config, asked)  # other questions make no other run
+    for name in (name for name in FINGERPRINTS if name != "questions"):
         with pytest.raises(InputError, match=f"holds a complete run on another {name} .*, now 000000000000"):
             is_done(config, {**FINGERPRINTS, name: "0" * 64})
     with pytest.raises(InputError, match=r"another exposures \(none, now"):

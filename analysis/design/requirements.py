@@ -1,0 +1,183 @@
+"""What the declared criterion and law ask of a study's sizes, budgets and levels, before anything is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from megatron_kis.analysis.criteria import hinge, retention
+from megatron_kis.analysis.design.new_sizes import sizes_between
+from megatron_kis.analysis.design.outline import Outline
+from megatron_kis.analysis.law.candidates import CANDIDATES, SIZE_AND_BUDGET, declared
+from megatron_kis.analysis.law.fit import COLLINEAR, FEWEST_SIZES, VALIDATED_CELLS
+from megatron_kis.analysis.runs.slices import FACTS, Slice
+from megatron_kis.common.errors import InputError, first_of, nearest
+from megatron_kis.common.units import in_table
+from megatron_kis.config.analysis import AnalysisConfig
+from megatron_kis.config.study import LadderEntry
+from megatron_kis.study.preflight import Remark
+from megatron_kis.study.proposals import nearest_new_size
+
+_LEVELS = {"retention": retention.FEWEST_LEVELS, "hinge": hinge.FEWEST_LEVELS, "tolerance_rule": 3, "half_margin": 3}
+_OTHERS = 3  # levels of an onset, and of a loss that leaves its tolerance
+_SHOWN = 4  # models of a list
+
+
+@dataclass(frozen=True)
+class AddedSize:
+    """A size that would add a point to the law."""
+
+    params: int
+    """N."""
+    entry: LadderEntry | None
+    """Its entry of the ladder; None where no shape comes near."""
+    flops: float
+    """6 N D of its runs."""
+
+    def words(self) -> str:
+        """Returns the entry as a study file has it, or its N, with the cost."""
+        if self.entry is None:
+            return f"N = {in_table(self.params)} ({self.flops:.1e} FLOPs)"
+        shape = self.entry.model_dump(mode="json", exclude_defaults=True)
+        inside = ", ".join(f"{name}: {_written(value)}" for name, value in shape.items())
+        return f"{{{inside}}} (N = {in_table(self.params)}, {self.flops:.1e} FLOPs)"
+
+
+def main_slice(outline: Outline, settings: AnalysisConfig) -> Slice | None:
+    """Returns the slice with the most models of enough levels; None without a run that is infused.
+
+    Raises:
+        InputError: the runs do not vary what ``analysis.axis`` asks for.
+    """
+    if not (outline.table["frequency"] > 0).any():
+        return None
+    slices = outline.slices(settings.axis)
+    return max(slices, key=lambda one: len(models_of(outline, one, settings)), default=None)
+
+
+def models_of(outline: Outline, one: Slice, settings: AnalysisConfig) -> list[tuple[int, int]]:
+    """Returns (N, D) of the models with enough levels of a slice for the criterion."""
+    fewest = _LEVELS.get(settings.criterion, _OTHERS)
+    return [cell for cell, levels in outline.levels(one).items() if len(levels) >= fewest]
+
+
+def requirements(outline: Outline, settings: AnalysisConfig, predict: Sequence[float]) -> list[Remark]:
+    """Returns what is missing for the criterion and, where ``predict`` asks for a law, for the law.
+
+    Raises:
+        InputError: a law that does not exist, or an axis that the runs do not vary.
+    """
+    if settings.law != "auto" and settings.law not in CANDIDATES:
+        raise InputError(f"no law {settings.law!r}", where="analysis.law", remedy=nearest(settings.law, CANDIDATES))
+    one = main_slice(outline, settings)
+    if one is None:
+        return []
+    return [*_axis(outline, one, settings), *_levels(outline, one, settings), *_law(outline, one, settings, predict)]
+
+
+def _axis(outline: Outline, one: Slice, settings: AnalysisConfig) -> list[Remark]:
+    """Returns that the declared axis is one along which nothing varies."""
+    doses = {dose for levels in outline.levels(one).values() for dose in levels if dose}
+    if settings.axis == "auto" or len(doses) > 1:
+        return []
+    key, wanted = ("facts", "numbers of facts") if one.axis == FACTS else ("frequencies", "frequencies")
+    problem = f"is {settings.axis}, and the runs have one {one.symbol} only"
+    return [Remark("analysis.axis", problem, f"several {key}, or axis: auto; a transition lies between {wanted}")]
+
+
+def _levels(outline: Outline, one: Slice, settings: AnalysisConfig) -> list[Remark]:
+    fewest = _LEVELS.get(settings.criterion, _OTHERS)
+    levels = outline.levels(one)
+    few = [f"{outline.sizes[n].label} at {in_table(d)} tokens ({len(at)})" for (n, d), at in levels.items()
+           if len(at) < fewest]  # fmt: skip
+    if not few:
+        return []
+    key = "facts" if one.axis == FACTS else "frequencies"
+    least = min(len(at) for at in levels.values())
+    problem = (
+        f"{'every model has' if len(few) == len(levels) else first_of(few, _SHOWN) + ' have'} fewer than the {fewest} "
+        f"levels of {one.symbol}, 0 included, that criterion {settings.criterion} needs"
+    )
+    return [Remark(key, problem, f"add {fewest - least} or more")]
+
+
+def _law(outline: Outline, one: Slice, settings: AnalysisConfig, predict: Sequence[float]) -> list[Remark]:
+    if not predict:
+        return []
+    models = models_of(outline, one, settings)
+    sizes = {n for n, _ in models}
+    budgets = {d for _, d in models}
+    if len(sizes) < FEWEST_SIZES or len(models) < VALIDATED_CELLS:
+        short = max(FEWEST_SIZES - len(sizes), VALIDATED_CELLS - len(models))
+        carried = "none" if len(sizes) < FEWEST_SIZES else "only an unvalidated one, which recommends nothing"
+        problem = (
+            f"predict asks for a law, and {len(models)} model{'s' * (len(models) != 1)} of {len(sizes)} "
+            f"size{'s' * (len(sizes) != 1)} can carry {carried}: it needs {VALIDATED_CELLS} points of at least "
+            f"{FEWEST_SIZES} sizes, and a point more for each that is not found"
+        )
+        added = added_sizes(outline, one, short)
+        change = f"add {short} size{'s' * (short > 1)}" + (": " if added else "")
+        return [Remark("ladder", problem, change + "; ".join(size.words() for size in added))]
+    if len(budgets) > 1:
+        return _budgets(models, settings)
+    form = None if settings.law == "auto" else declared(settings.law, together=False)
+    if form is not None and any(row[1] for row in form.rows) and not any(row[0] for row in form.rows):
+        return [Remark("analysis.law", f"{settings.law} is a law of D, and there is one budget", "add token_budgets")]
+    if form is not None and form.name == SIZE_AND_BUDGET.name:
+        return [Remark("analysis.law", f"{settings.law} has a term in D, and there is one budget", "law: N")]
+    return []
+
+
+def _budgets(models: Sequence[tuple[int, int]], settings: AnalysisConfig) -> list[Remark]:
+    """Returns what a law of N and D lacks."""
+    mean_n, mean_d = (sum(math.log(cell[at]) for cell in models) / len(models) for at in (0, 1))
+    pairs = [(math.log(n) - mean_n, math.log(d) - mean_d) for n, d in models]
+    own = [sum(pair[at] ** 2 for pair in pairs) for at in (0, 1)]
+    together = sum(a * b for a, b in pairs)
+    if settings.law == "auto" and abs(together) > COLLINEAR * math.sqrt(own[0] * own[1]):
+        problem = "N and D grow together in every model, so that their effects cannot be told apart"
+        return [Remark("token_budgets", problem, "give a size a second budget")]
+    if settings.law == "auto" and len(models) <= SIZE_AND_BUDGET.size:
+        problem = f"{len(models)} models for the {SIZE_AND_BUDGET.size} coefficients of a law of N and D"
+        return [Remark("ladder", problem, f"add {SIZE_AND_BUDGET.size + 1 - len(models)} sizes")]
+    return []
+
+
+def added_sizes(outline: Outline, one: Slice, count: int) -> list[AddedSize]:
+    """Returns sizes that would add points to the law, the cheapest first; each as many runs as the others have."""
+    levels = outline.levels(one)
+    if not levels:
+        return []
+    runs = math.ceil(sum(sum(at.values()) for at in levels.values()) / len(levels))
+    tokens = min(d for _, d in levels)
+    known: dict[int, LadderEntry] = dict(outline.sizes)
+    found: list[AddedSize] = []
+    tried: set[int] = set()
+    smallest = 0.4 * min(known)  # one step below: much smaller models tell little of larger ones
+    while len(found) < count:
+        wanted = next((n for n in sorted(sizes_between(sorted(known))) if n not in tried and n > smallest), None)
+        if wanted is None or len(tried) > 4 * count + 8:
+            break
+        tried.add(wanted)
+        placed = _placed(wanted, outline.sizes, list(known.values()))
+        if placed is None or placed[1] in known:
+            continue
+        entry, params = placed
+        known[params] = entry
+        found.append(AddedSize(params, entry, 6.0 * params * tokens * runs))
+    return found
+
+
+def _placed(
+    params: float, trained: Mapping[int, LadderEntry], ladder: Sequence[LadderEntry]
+) -> tuple[LadderEntry, int] | None:
+    usual = {n: entry.model_copy(update=_NO_GRID) for n, entry in trained.items()}
+    return nearest_new_size(params, usual, ladder)
+
+
+_NO_GRID = {"token_budgets": None, "facts": None, "frequencies": None, "infusion_ratios": None, "seeds": None}
+
+
+def _written(value: object) -> str:
+    return f"{value:.1e}" if isinstance(value, float) and value < 0.1 else str(value)

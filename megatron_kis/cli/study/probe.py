@@ -1,0 +1,129 @@
+"""``kis study probe``: finished runs are asked the questions that the study has by now; nothing is trained."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_kis.cli.study.common import DATA_FOLDER, add_step, load_study, look_over
+from megatron_kis.cli.study.report import analyse, check_report
+from megatron_kis.cli.study.run import selected
+from megatron_kis.common.errors import InputError, JobError, KisError, first_of, printable
+
+if TYPE_CHECKING:
+    from megatron_kis.config.run import RunConfig
+    from megatron_kis.config.study import StudyConfig
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 3
+
+
+def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = add_step(
+        steps, "probe", "ask finished runs the questions that the study has by now, without training", _probe
+    )
+    parser.add_argument(
+        "--only", nargs="+", action="extend", metavar="RUN", help="these runs alone, by the names of kis study status"
+    )
+    parser.add_argument("--batch-size", type=int, metavar="N", help="options in a forward pass (default: the study's)")
+
+
+def _probe(options: argparse.Namespace) -> int:
+    from megatron_kis.study.lock import study_lock
+
+    study = load_study(options)
+    check_report(study)
+    every = look_over(study)
+    done = [run for run in every if (run.output / "DONE").exists()]
+    chosen = [run for run in selected(every, options.only) if (run.output / "DONE").exists()]
+    if not chosen:
+        which = "of these runs" if options.only and done else "run"
+        raise InputError(f"no {which} has ended", where=str(study.output), remedy="kis study run trains them")
+    with study_lock(study.output):
+        questions = _prepare(study, every)
+        failed = _ask(study, chosen, questions, batch_size=options.batch_size)
+    analyse(study, as_json=options.json)
+    if failed:
+        raise JobError(f"{len(failed)} of {len(chosen)} runs could not be asked: {first_of(failed, _SHOWN)}")
+    return 0
+
+
+def _prepare(study: StudyConfig, every: list[RunConfig]) -> Path:
+    """Makes the questions, and writes down that they are the study's; returns their file."""
+    from megatron_kis.common.files import sha256_file
+    from megatron_kis.common.identity import QUESTIONS as FINGERPRINT
+    from megatron_kis.common.progress import console_progress
+    from megatron_kis.data_tools.preparation.prepare import prepare_questions
+    from megatron_kis.study.manifest import (
+        FILE,
+        FILES,
+        QUESTIONS,
+        data_fingerprints,
+        other_data_settings,
+        write_manifest,
+        write_study,
+    )
+
+    if changed := other_data_settings(study, but=(*FILES, *QUESTIONS)):
+        raise InputError(
+            f"the runs were trained on data of other settings: {'; '.join(changed)}",
+            where=str(study.output / FILE),
+            remedy="restore them; templates and distractors alone may be others",
+        )
+    path = prepare_questions(study.data, study.output / DATA_FOLDER, progress=console_progress())
+    prints = {**data_fingerprints(study.output), FINGERPRINT: sha256_file(path)}
+    write_study(study, study.output / FILE)
+    write_manifest(study.output, study.name, every, prints)
+    return path
+
+
+def _ask(study: StudyConfig, runs: list[RunConfig], questions: Path, *, batch_size: int | None) -> list[str]:
+    """Asks each run that has not been asked; returns those that could not be, each with the reason."""
+    from megatron_kis.common.asked import asking_of, place_of_answers
+    from megatron_kis.common.files import read_json, sha256_file
+    from megatron_kis.common.identity import RUN_FILE, RUN_SCHEMA
+
+    sha256, open_runs, failed = sha256_file(questions), [], []
+    for run in runs:
+        wanted = asking_of(sha256, {"probes": run.probes.model_dump(mode="json")})
+        if place_of_answers(run.output, read_json(run.output / RUN_FILE, RUN_SCHEMA), wanted) is None:
+            open_runs.append(run)
+    logger.info(f"{study.name}: {len(runs)} runs have ended, {len(runs) - len(open_runs)} were asked already")
+    for number, run in enumerate(open_runs, start=1):
+        logger.info(f"asking {run.name} ({number} of {len(open_runs)})")
+        try:
+            _ask_one(run, questions, batch_size=batch_size)
+        except KisError as error:
+            logger.warning(printable(f"{run.name} could not be asked: {error}"))
+            failed.append(f"{run.name}: {error}")
+    return failed
+
+
+def _ask_one(run: RunConfig, questions: Path, *, batch_size: int | None) -> None:
+    """Asks a run in this process, or in as many as its model takes where there are GPUs for them."""
+    from megatron_kis.evaluate.ask import ask_again
+
+    ranks = run.parallel.tensor * run.parallel.pipeline
+    if ranks == 1 or not _has_gpus(run, ranks):
+        ask_again(run.output, questions=questions, probes=run.probes, batch_size=batch_size, device=run.device)
+        return
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
+    sizes = ["--tensor", str(run.parallel.tensor), "--pipeline", str(run.parallel.pipeline)]
+    batch = [] if batch_size is None else ["--batch-size", str(batch_size)]
+    prefix = str(questions).removesuffix(".questions.jsonl")
+    command = [*launcher, "megatron_kis", "probe", str(run.output), "--keep", "--exposures", prefix, *sizes, *batch]
+    ended = subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
+    if ended.returncode:
+        raise JobError(f"kis probe under torchrun ended with status {ended.returncode}")
+
+
+def _has_gpus(run: RunConfig, ranks: int) -> bool:
+    """Returns whether a run's model can be shared among the GPUs of this machine."""
+    import torch
+
+    return run.device != "cpu" and torch.cuda.is_available() and torch.cuda.device_count() >= ranks

@@ -1,0 +1,183 @@
+"""What the analysis of a study will ask for, checked before anything is trained.
+
+What makes an analysis impossible is an error; what makes it weak is a remark, with the key and what to change. Levels,
+sizes and the law are looked at in ``analysis.design``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from megatron_kis.common.errors import InputError, first_of
+from megatron_kis.common.extras import require_package
+from megatron_kis.common.terms import BACKGROUND, CONTROL, INFUSED, TRAIN
+from megatron_kis.config.study import StudyConfig
+from megatron_kis.data_tools.facts.fact import load_facts
+from megatron_kis.data_tools.rendering.templates import Templates, load_templates
+from megatron_kis.study.specs import RunSpec, expand_grid
+
+_SHOWN = 4  # relations or cells of a list
+
+
+@dataclass(frozen=True)
+class Remark:
+    """Something that makes a study weak."""
+
+    key: str
+    """Key of the study file that decides it."""
+
+    problem: str
+    """What is weak, in one clause."""
+
+    change: str
+    """What to change, with numbers."""
+
+    def __str__(self) -> str:
+        """Returns the remark as one line."""
+        return f"{self.key}: {self.problem}; {self.change}"
+
+    def record(self) -> dict[str, str]:
+        """Returns it for JSON."""
+        return asdict(self)
+
+
+Relations = Mapping[str, Mapping[str, int]]
+"""Facts of each relation, by group; a count of 0 is one that is not known yet."""
+
+
+def relations_of_facts(path: Path) -> Relations:
+    """Returns the facts of each relation by group, from a study's ``facts.jsonl``."""
+    found: dict[str, Counter[str]] = {INFUSED: Counter(), BACKGROUND: Counter()}
+    for fact in load_facts(path):
+        found.setdefault(fact.group, Counter())[fact.relation] += 1
+    return found
+
+
+def check_study(study: StudyConfig, relations: Relations | None = None) -> list[Remark]:
+    """Checks that a study can be analysed as it declares; reads its templates alone.
+
+    Args:
+        study: the study.
+        relations: facts of each relation by group (``relations_of_facts``); None before they are chosen.
+
+    Returns:
+        What makes the analysis weak.
+
+    Raises:
+        InputError: what makes it impossible.
+    """
+    if study.logging.tensorboard:
+        require_package("tensorboard", "logging.tensorboard")
+    if study.logging.wandb is not None:
+        require_package("wandb", "logging.wandb")
+    try:
+        templates = load_templates(study.data.templates)
+    except InputError:
+        return _doses(study)  # whoever prepares the data says what is wrong with them
+    return [*_sentences(study, templates, relations), *_doses(study)]
+
+
+def _sentences(study: StudyConfig, templates: Templates, relations: Relations | None) -> list[Remark]:
+    """Checks that the questions of the declared split can be asked of infused and background facts."""
+    split, scoring = study.analysis.split, study.analysis.scoring
+    found = []
+    for group, count in study.data.select.counts().items():
+        if not count or group == CONTROL:
+            continue
+        known = (relations or {}).get(group) or dict.fromkeys(study.data.select.relations_of(group), 0)
+        names = [name for name in known or templates if name in templates]
+        lacking = [name for name in names if not _asked(templates, name, split, scoring)]
+        if names and len(lacking) == len(names):
+            raise InputError(
+                f"no relation of the {group} facts has {_wanted(split, scoring)}: {first_of(lacking, _SHOWN)}",
+                where=f"{study.data.templates}: {split}",
+                remedy=f"add some to each relation, or change analysis.{'scoring' if scoring == 'pmi' else 'split'} "
+                f"({split}, {scoring})",
+            )
+        if lacking and known:
+            facts, every = sum(known[name] for name in lacking), sum(known.values())
+            said = f"; {facts:,} of {every:,} {group} facts are in no result" if facts else ""
+            found.append(
+                Remark(
+                    f"{study.data.templates}: {lacking[0]}.{split}",
+                    f"{first_of(lacking, _SHOWN)} ha{'s' if len(lacking) == 1 else 've'} no "
+                    f"{_wanted(split, scoring)}{said}",
+                    "add some before training: later ones make other questions",
+                )
+            )
+    found += _fewer_than_asked(study, templates, relations)
+    return list(dict.fromkeys(found))
+
+
+def _asked(templates: Templates, relation: str, split: str, scoring: str) -> bool:
+    sentences = templates[relation].split(split)
+    # pmi compares an answer with itself where nothing comes before it.
+    return any(scoring != "pmi" or not sentence.startswith("[Y]") for sentence in sentences)
+
+
+def _wanted(split: str, scoring: str) -> str:
+    before = " with words before the object, which scoring pmi needs" if scoring == "pmi" else ""
+    return f"{split} sentence{before}"
+
+
+def _fewer_than_asked(study: StudyConfig, templates: Templates, relations: Relations | None) -> list[Remark]:
+    """Returns that a probe asks for more sentences than a relation has."""
+    named = {name for group in (relations or {}).values() for name in group}
+    named |= set(study.data.select.relations_of_all_groups())
+    found = []
+    for split, most in study.probes.templates.items():
+        counts = {name: len(templates[name].split(split)) for name in sorted(named) if name in templates}
+        fewer = {name: count for name, count in counts.items() if most and 0 < count < most}
+        if most and fewer and split != TRAIN:
+            name, count = min(fewer.items(), key=lambda item: item[1])
+            problem = f"asks for {most}, and {name} has {count}"
+            found.append(Remark(f"probes.templates.{split}", problem, f"add sentences, or write {count}"))
+    return found
+
+
+def _doses(study: StudyConfig) -> list[Remark]:
+    """Returns what lacks a comparison: runs without infusion, and facts that could be lost."""
+    specs = expand_grid(study)
+    found = [*_baseline(study, specs)]
+    shown = study.background.frequency or sum(group.facts for group in study.background.groups)
+    if not study.data.select.background or not shown:
+        key = "background.frequency" if study.data.select.background else "data.select.background"
+        found.append(
+            Remark(
+                key,
+                "is 0: no background fact is shown, so there is nothing that a model could lose",
+                "show each 300 times, say, or ask for the onset and the loss alone",
+            )
+        )
+    if not any(spec.dose.infuses for spec in specs):
+        found.append(Remark("frequencies", "has only 0: nothing is infused", "add frequencies above 0"))
+    if not study.data.select.control:
+        found.append(
+            Remark(
+                "data.select.control",
+                "is 0: no fact that is never shown tells what answers are worth without knowledge",
+                "take as many as infused ones",
+            )
+        )
+    return found
+
+
+def _baseline(study: StudyConfig, specs: Sequence[RunSpec]) -> Iterable[Remark]:
+    """Returns the models that are not trained without infusion."""
+    models = dict.fromkeys((spec.entry.label, spec.tokens) for spec in specs)
+    have = {(spec.entry.label, spec.tokens) for spec in specs if not spec.dose.infuses}
+    lacking = [f"{label} at {tokens:,} tokens" for label, tokens in models if (label, tokens) not in have]
+    if not lacking:
+        return
+    key = "facts" if any(spec.dose.facts for spec in specs) and not study.frequencies else "frequencies"
+    which = "no model is" if len(lacking) == len(models) else f"{first_of(lacking, _SHOWN)} "
+    which += "" if len(lacking) == len(models) else "is not" if len(lacking) == 1 else "are not"
+    problem = (
+        f"{which} trained without infusion: what it knew before, and the loss that a tolerance begins from, are unknown"
+    )
+    if study.analysis.criterion == "general_loss":
+        raise InputError(problem, where=key, remedy="add 0")
+    yield Remark(key, problem, "add 0")

@@ -1,0 +1,166 @@
+"""Finished runs are asked again: what is trained stays, answers are added, and the analysis uses those it wants."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from megatron_kis.analysis.runs.load import load_runs
+from megatron_kis.cli.main import main
+from megatron_kis.common.files import sha256_content, sha256_file
+from tests.runs import hashes
+from tests.sources import Sources
+from tests.studies import RUN, edited
+
+
+def templates_of(folder: Path, sources: Sources, **splits: Any) -> str:
+    """A file of templates in which each relation has other sentences of some splits."""
+    content = yaml.safe_load(sources.templates.read_text(encoding="utf-8"))
+    for own in content.values():
+        own.update(splits)
+    path = folder / "templates.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return str(path)
+
+
+def study_with(study: Path, **data: Any) -> Path:
+    """The study with other settings of its data."""
+    content = yaml.safe_load(study.read_text(encoding="utf-8"))
+    return edited(study, data=content["data"] | data)
+
+
+def kis(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
+    """The status of a command, and all that it has said."""
+    capsys.readouterr()
+    status = main([str(word) for word in words])
+    said = capsys.readouterr()
+    return status, said.out + said.err
+
+
+def test_new_questions_are_asked_without_training_and_added_beside_the_old_ones(
+    done: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = done.parent / "out"
+    before, data = hashes(out / "runs"), hashes(out / "data")
+    first = load_runs(out)
+    study_with(done, templates=templates_of(done.parent, tiny_sources, held_out=["It is [Y] that [X] belongs to."]))
+
+    status, said = kis(capsys, "study", "plan", done)
+    assert (status, hashes(out / "runs")) == (0, before)
+    assert "kis study probe asks the runs that have ended" in said
+    assert "last checkpoint of each run" in said
+    assert kis(capsys, "study", "status", done)[1].count("1 done") == 1
+    status, said = kis(capsys, "study", "report", done)
+    assert status == 2
+    assert "asks other questions by now: data.templates: " in said
+    assert "kis study probe" in said
+
+    status, said = kis(capsys, "study", "probe", done)
+    assert status == 0, said
+    after = hashes(out / "runs")
+    assert {name: after[name] for name in before} == before
+    (record,) = (out / "runs" / RUN / "asked").glob("*/asked.json")
+    asked = json.loads(record.read_text())
+    questions = out / "data" / "exposures.questions.jsonl"
+    assert asked["questions"] == sha256_file(questions) == sha256_content(record.parent / "questions.jsonl.gz")
+    assert json.loads((out / "study.json").read_text())["data"]["questions"] == asked["questions"]
+    assert asked["step"] == 10
+
+    # What is trained on is there byte for byte, and the first questions still tell the order of the facts.
+    now = hashes(out / "data")
+    kept = [name for name in data if name.startswith(("corpus", "exposures", "facts", "tokenizer"))]
+    assert [name for name in kept if now[name] != data[name]] == ["exposures.questions.jsonl"]
+    assert now["exposures.order.jsonl"] == data["exposures.questions.jsonl"]
+
+    runs = load_runs(out)
+    assert runs.problems.empty
+    assert runs.answers == {RUN: record.parent}
+    margins = [frame.query("split == 'held_out'")["margin"].tolist() for frame in (first.probes, runs.probes)]
+    assert margins[0] != margins[1]
+    trained = [frame.query("split == 'train'")["margin"].tolist() for frame in (first.probes, runs.probes)]
+    assert trained[0] == pytest.approx(trained[1], abs=1e-5)
+
+    status, said = kis(capsys, "study", "probe", done)
+    assert (status, hashes(out / "runs")) == (0, after)
+    assert "1 runs have ended, 1 were asked already" in said
+    assert kis(capsys, "study", "report", done)[0] == 0
+    survival = done.parent / "survival.csv"
+    assert kis(capsys, "law", "survival", out, "--output", survival)[0] == 0
+    assert len(survival.read_text().splitlines()) == 17
+
+    # With the first questions again, the first answers count again.
+    study_with(done, templates=str(tiny_sources.templates))
+    assert kis(capsys, "study", "probe", done)[0] == 0
+    assert load_runs(out).answers == {}
+    assert load_runs(out).probes.equals(first.probes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"probes": {"templates": {"train": 0, "held_out": 2, "question": 1}, "batch_size": 7}},
+        {"probes": {"moments": {"shares": [1.0]}, "facts_per_group": 4}},
+        {"data": {"select": {"infused": 16, "background": 16, "control": 16, "distractors": 2}}},
+    ],
+    ids=["templates", "facts", "distractors"],
+)
+def test_settings_of_the_questions_name_the_runs_that_were_not_asked_and_are_asked(
+    done: Path, changes: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = done.parent / "out"
+    before = hashes(out / "runs")
+    if "data" in changes:
+        study_with(done, **changes["data"])
+    else:
+        edited(done, **changes)
+        status, said = kis(capsys, "study", "report", done)
+        assert status == 2
+        assert "no complete run was asked the study's questions" in said
+        assert "kis study probe" in said
+    assert kis(capsys, "study", "plan", done)[0] == 0
+    status, said = kis(capsys, "study", "probe", done)
+    assert status == 0, said
+    assert {name: text for name, text in hashes(out / "runs").items() if name in before} == before
+    probes = load_runs(out).probes
+    if "probes" in changes and "templates" in changes["probes"]:
+        assert set(probes["split"]) == {"held_out", "question"}
+    elif "probes" in changes:
+        assert set(probes["facts"]) == {4}
+    else:
+        assert probes["chance"].tolist() == pytest.approx([1 / 3] * len(probes))
+    assert kis(capsys, "study", "run", done)[0] == 0  # nothing is left to train
+    assert {name: text for name, text in hashes(out / "runs").items() if name in before} == before
+
+
+def test_what_a_run_was_trained_on_is_not_asked_anew(
+    done: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = done.parent / "out"
+    before = hashes(out)
+    study_with(done, templates=templates_of(done.parent, tiny_sources, train=["[X] belongs to [Y]."]))
+    for step in ("plan", "run", "probe"):
+        status, said = kis(capsys, "study", step, done)
+        assert status == 2, said
+        assert "data.templates: " in said.splitlines()[-1]
+    left = {name: text for name, text in hashes(out).items() if not name.endswith("seen.json")}
+    assert left == {name: text for name, text in before.items() if not name.endswith("seen.json")}
+    status, said = kis(capsys, "study", "probe", edited(done, training={"sequence_length": 64, "global_batch_size": 4}))
+    assert status == 2
+    assert "training.global_batch_size 8 -> 4" in said
+
+
+def test_a_run_without_its_last_checkpoint_is_named_and_the_others_are_reported(
+    done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = done.parent / "out" / "runs" / RUN
+    (manifest,) = run.glob("checkpoints/*/checkpoint.json")
+    manifest.unlink()
+    edited(done, probes={"facts_per_group": 4})
+    status, said = kis(capsys, "study", "probe", done)
+    assert status != 0
+    assert f"{RUN} could not be asked: " in said
+    assert not list(run.glob("asked/*"))

@@ -1,0 +1,56 @@
+"""The help of every command: what it says of defaults, how it is written, and which commands it lists."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from megatron_kis.cli.main import build_parser, main
+from megatron_kis.cli.parser import Parser
+
+
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """Yields a parser and all below it, each with all of its options."""
+    if isinstance(parser, Parser):
+        parser.complete()
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for child in action.choices.values():
+                yield from parsers(child)
+
+
+ALL = {parser.prog: parser for parser in parsers(build_parser())}
+
+
+@pytest.mark.parametrize("prog", ALL)
+def test_the_help_of_every_command_reads_well(prog: str) -> None:
+    parser = ALL[prog]
+    text = parser.format_help()
+    assert not re.search(r"default: (None|False|True|\[\]|==)", " ".join(text.split()))
+    assert "``" not in text
+    assert parser.description is not None
+    assert re.match(r"[A-Z].*[.?!]$", parser.description, flags=re.S)
+    silent = [action.dest for action in parser._actions if not action.help and action.dest not in ("command", "step")]
+    assert [name for name in silent if name != "format"] == []
+
+
+def test_a_default_is_shown_once_and_where_it_says_something() -> None:
+    tokenizer, probe = (" ".join(ALL[f"kis {name}"].format_help().split()) for name in ("data tokenizer", "probe"))
+    assert "--seed SEED seed of the sample that is taken of more than 100 MB (default: 0)" in tokenizer
+    assert "--vocab-size V number of pieces --model" in tokenizer
+    assert "ranks that share each layer (default: 1) --pipeline" in probe
+
+
+def test_a_wrong_command_names_the_nearest_and_none_that_is_hidden(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, said in (
+        (["study", "statsu"], "kis study: error: argument STEP: there is no 'statsu'; did you mean 'status'?"),
+        (["study", "xyz"], "there is no 'xyz'; valid: cancel, logs, next, plan, report, run, status, submit, watch"),
+        (["dat"], "kis: error: argument COMMAND: there is no 'dat'; did you mean 'data'?"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(words)
+        assert said in capsys.readouterr().err
