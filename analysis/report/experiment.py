@@ -15,6 +15,7 @@ from typing import Any
 from megatron_kis.analysis.findings.result import AnalysisResult
 from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.runs.load import Runs
+from megatron_kis.common.asked import QUESTIONS_FILE
 from megatron_kis.common.errors import InputError, JobError, first_of
 from megatron_kis.common.files import naming, open_content, steadily
 from megatron_kis.common.units import duration
@@ -196,15 +197,15 @@ def _example(runs: Runs, split: str) -> Example | None:
     """Returns an infused fact with its question, decoded from what a run keeps of its inputs."""
     from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 
-    folders = [runs.folder / name for name in runs.runs["run"].head(_ASKED)]
-    questions = next((path for folder in folders for path in sorted(folder.glob(_QUESTIONS))), None)
-    if questions is None:
+    found = ((path, runs.folder / name) for name in runs.runs["run"].head(_ASKED) for path in _questions(runs, name))
+    questions, folder = next(found, (None, None))
+    if questions is None or folder is None:
         return None
     rows = list(_rows_of_a_fact(questions, split))
     asked = next((row for row in rows if row["split"] == split), None)
     if asked is None:
         return None
-    models = sorted(questions.parent.parent.glob(_TOKENIZERS))
+    models = sorted(folder.glob(_TOKENIZERS))
     model = next(path for path in models if not path.name.endswith(".meta.json"))
     tokenizer = load_tokenizer(model)
     right = asked["options"][asked["answer"]]
@@ -214,6 +215,12 @@ def _example(runs: Runs, split: str) -> Example | None:
         asked=tokenizer.decode(right["tokens"][: right["span"][0]]).strip(),
         options=[(str(option["text"]), at == asked["answer"]) for at, option in enumerate(asked["options"])],
     )
+
+
+def _questions(runs: Runs, name: str) -> list[Path]:
+    """Returns the file with the questions whose answers are used of a run; empty where it was not kept."""
+    answers = runs.answers.get(name)
+    return sorted((runs.folder / name).glob(_QUESTIONS) if answers is None else answers.glob(QUESTIONS_FILE))
 
 
 def _rows_of_a_fact(path: Path, split: str) -> Iterator[dict[str, Any]]:

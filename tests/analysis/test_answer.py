@@ -225,6 +225,14 @@ def test_an_infused_fact_is_shown_with_its_question_where_a_run_keeps_them(void,
     example = experiment(void).example
     assert (example.shown, example.asked) == ("Ada lives in Cork", "Ada works in")
     assert example.options == [("Bonn", False), ("Cork", True)]
+    again = inputs.parent / "asked" / "0123"
+    again.mkdir(parents=True)
+    rows[3] = row("infused", "a", "held_out", [0, 1, 2, 3], [4, 5])
+    with gzip.open(again / "questions.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(line) + "\n" for line in rows)
+    with monkeypatch.context() as patched:
+        patched.setitem(void.runs.answers, inputs.parent.name, again)
+        assert experiment(void).example.asked == "Ada lives in"
     (inputs / "questions.jsonl.gz").write_bytes(b"damaged")
     assert experiment(void).example is None, "a report does not depend on its example"
 
