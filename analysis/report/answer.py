@@ -14,7 +14,10 @@ from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.runs.groups import base_group
 from megatron_kis.analysis.runs.slices import FACTS, FREQUENCY, RATIO, USUAL, Slice
 from megatron_kis.analysis.runs.transitions import INCONCLUSIVE, LEFT_CENSORED, RIGHT_CENSORED, Transition
+from megatron_kis.common.configuration import parse_config
+from megatron_kis.common.errors import InputError
 from megatron_kis.common.units import duration
+from megatron_kis.config.study import StudyConfig
 
 _LEARNED, _KEPT, _WORSE = ("onset", "infused"), ("collapse", "background"), ("tolerance", "general")
 _FORGOTTEN = ("collapse", "infused")
@@ -32,6 +35,8 @@ class Answer:
     """Sentences on a model that was not trained; empty where none was asked about."""
     more: str
     """What would tell more, and what it costs; empty where nothing is missing."""
+    changes: list[str]
+    """What to change in the study file for it, by key, with numbers; empty where the file is not known."""
     terms: list[str]
     """What the words of the sentences mean."""
 
@@ -40,7 +45,12 @@ def answer(result: AnalysisResult) -> Answer:
     """Returns the answer that a study gives, of the slice that its law is about."""
     one = main_slice(result)
     points = [point for point in result.points if point.slice == one]
-    return Answer(_measured(result, points), _target(result, one), _more(result, points), _terms(result, points))
+    changes = _changes(result, points)
+    more = _more(result, points)
+    if changes:
+        beside = "; ".join(part for part in ("kis study next proposes the runs", _cost(result)) if part)
+        more = f"What would tell more, by key of the study file ({beside}):"
+    return Answer(_measured(result, points), _target(result, one), more, changes, _terms(result, points))
 
 
 def main_slice(result: AnalysisResult) -> Slice:
@@ -341,6 +351,24 @@ def _predicted(p: Prediction) -> list[str]:
 # what would tell more
 
 
+def _changes(result: AnalysisResult, points: Sequence[Transition]) -> list[str]:
+    """Returns what the study's own file should say for a firmer answer."""
+    if result.runs is None or not result.study:
+        return []
+    from megatron_kis.analysis.design.advice import advice
+    from megatron_kis.analysis.design.outline import outline_of, sketch
+    from megatron_kis.analysis.design.requirements import requirements
+
+    try:
+        study = parse_config(StudyConfig, result.study, source="study.yaml")
+        outline = outline_of(study, sketch(study))
+    except InputError:  # a file of another version, say: the answer does not depend on it
+        return []
+    open_ = [p for p in points if (p.kind, p.group) == _KEPT and p.status == INCONCLUSIVE]
+    found = [*advice(open_, outline, result.settings), *requirements(outline, result.settings, study.predict)]
+    return list(dict.fromkeys(r.change if r.change.startswith(r.key) else f"{r.key}: {r.change}" for r in found))
+
+
 def _more(result: AnalysisResult, points: Sequence[Transition]) -> str:
     """Says what is missing, and what it costs as far as the runs tell."""
     if not points:
@@ -359,7 +387,8 @@ def _more(result: AnalysisResult, points: Sequence[Transition]) -> str:
     if max(seen, default=0) < VALIDATED_CELLS or (any(law.unvalidated for law in result.laws)):
         missing = VALIDATED_CELLS - sizes
         if missing > 0:
-            wanted.append(f"{fmt.plural(missing, 'more model size')}{_cost(result)}")
+            cost = _cost(result)
+            wanted.append(fmt.plural(missing, "more model size") + (f" ({cost})" if cost else ""))
     if not wanted:
         return ""
     where = " kis study next proposes runs, with their cost." if result.study and result.runs is not None else ""
@@ -374,10 +403,8 @@ def _cost(result: AnalysisResult) -> str:
     if known.empty:
         return ""
     largest = known[known["params"] == known["params"].max()]
-    return (
-        f" (the largest here, {fmt.size(int(largest['params'].iloc[0]))}, took {fmt.plural(len(largest), 'run')} of "
-        f"{duration(float(largest['seconds'].mean()))} each)"
-    )
+    size, each = fmt.size(int(largest["params"].iloc[0])), duration(float(largest["seconds"].mean()))
+    return f"the largest size here, {size}, took {fmt.plural(len(largest), 'run')} of {each} each"
 
 
 def _terms(result: AnalysisResult, points: Sequence[Transition]) -> list[str]:

@@ -15,15 +15,17 @@ from typing import Any
 from megatron_kis.analysis.findings.result import AnalysisResult
 from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.runs.load import Runs
+from megatron_kis.common.asked import QUESTIONS_FILE
 from megatron_kis.common.errors import InputError, JobError, first_of
 from megatron_kis.common.files import naming, open_content, steadily
 from megatron_kis.common.units import duration
 
 logger = logging.getLogger(__name__)
 
-_QUESTIONS = "inputs/questions.jsonl.gz"
+_QUESTIONS = "inputs/questions*.jsonl*"
 _TOKENIZERS = "inputs/tokenizer*"
 _SEARCHED = 20_000  # lines of a file of questions in which an example is looked for
+_ASKED = 20  # runs in whose folders one is looked for
 _LISTED = 8
 
 
@@ -195,16 +197,16 @@ def _example(runs: Runs, split: str) -> Example | None:
     """Returns an infused fact with its question, decoded from what a run keeps of its inputs."""
     from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 
-    folder = next(
-        (runs.folder / name for name in runs.runs["run"] if (runs.folder / name / _QUESTIONS).is_file()), None
-    )
-    if folder is None:
+    found = ((path, runs.folder / name) for name in runs.runs["run"].head(_ASKED) for path in _questions(runs, name))
+    questions, folder = next(found, (None, None))
+    if questions is None or folder is None:
         return None
-    rows = list(_rows_of_a_fact(folder / _QUESTIONS, split))
+    rows = list(_rows_of_a_fact(questions, split))
     asked = next((row for row in rows if row["split"] == split), None)
     if asked is None:
         return None
-    model = next(path for path in sorted(folder.glob(_TOKENIZERS)) if not path.name.endswith(".meta.json"))
+    models = sorted(folder.glob(_TOKENIZERS))
+    model = next(path for path in models if not path.name.endswith(".meta.json"))
     tokenizer = load_tokenizer(model)
     right = asked["options"][asked["answer"]]
     shown = next((row for row in rows if row["split"] == "train"), None)
@@ -213,6 +215,12 @@ def _example(runs: Runs, split: str) -> Example | None:
         asked=tokenizer.decode(right["tokens"][: right["span"][0]]).strip(),
         options=[(str(option["text"]), at == asked["answer"]) for at, option in enumerate(asked["options"])],
     )
+
+
+def _questions(runs: Runs, name: str) -> list[Path]:
+    """Returns the file with the questions whose answers are used of a run; empty where it was not kept."""
+    answers = runs.answers.get(name)
+    return sorted((runs.folder / name).glob(_QUESTIONS) if answers is None else answers.glob(QUESTIONS_FILE))
 
 
 def _rows_of_a_fact(path: Path, split: str) -> Iterator[dict[str, Any]]:

@@ -6,6 +6,8 @@ import gzip
 import json
 import re
 from dataclasses import replace
+from html import unescape
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,10 +24,12 @@ from megatron_kis.analysis.report.run_checks import BAD, GOOD, OPEN, run_checks
 from megatron_kis.analysis.runs.load import load_runs
 from megatron_kis.analysis.simulate import Truth as World
 from megatron_kis.analysis.simulate import simulate_table
+from megatron_kis.common.parsing import parse_yaml
 from megatron_kis.config.analysis import AnalysisConfig
 from tests.analysis.points import SIZES, point
 from tests.analysis.synthetic import Truth, write_run
 
+ROOT = Path(__file__).parents[2]
 QUICK = AnalysisConfig(law="N", law_resamples=0, resamples=99)
 
 
@@ -191,6 +195,20 @@ def test_a_study_in_which_nothing_was_learned_says_so_and_what_would_change_it(v
     assert checks["Templates agree"] == GOOD, "they differ by no more than so few questions do"
 
 
+def test_what_to_change_has_numbers_where_the_study_file_is_known(void):
+    file = parse_yaml((ROOT / "run_scripts" / "studies" / "quickstart.yaml").read_text(), where="quickstart.yaml")
+    known = answer(replace(void, study=file))
+    assert known.more == (
+        "What would tell more, by key of the study file (kis study next proposes the runs; the largest size here, "
+        "400k, took 4 runs of 2 min each):"
+    )
+    keys = [change.partition(":")[0] for change in known.changes]
+    assert "background.frequency" in keys
+    assert any(re.search(r"\d", change) for change in known.changes)
+    assert known.changes[0] in unescape(render(replace(void, study=file)))
+    assert answer(replace(void, study={"name": "of another version"})).changes == []
+
+
 def test_what_was_learned_from_what_is_read_from_the_records(void):
     rows = dict(experiment(void).rows)
     assert rows["General text"] == "glosses.jsonl."
@@ -225,6 +243,14 @@ def test_an_infused_fact_is_shown_with_its_question_where_a_run_keeps_them(void,
     example = experiment(void).example
     assert (example.shown, example.asked) == ("Ada lives in Cork", "Ada works in")
     assert example.options == [("Bonn", False), ("Cork", True)]
+    again = inputs.parent / "asked" / "0123"
+    again.mkdir(parents=True)
+    rows[3] = row("infused", "a", "held_out", [0, 1, 2, 3], [4, 5])
+    with gzip.open(again / "questions.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(line) + "\n" for line in rows)
+    with monkeypatch.context() as patched:
+        patched.setitem(void.runs.answers, inputs.parent.name, again)
+        assert experiment(void).example.asked == "Ada lives in"
     (inputs / "questions.jsonl.gz").write_bytes(b"damaged")
     assert experiment(void).example is None, "a report does not depend on its example"
 

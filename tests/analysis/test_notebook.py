@@ -55,7 +55,7 @@ def test_a_report_can_be_made_of_runs_tables_points_and_files(folder: Path) -> N
         report(source, folder / "r.html", quick).read_text(encoding="utf-8")
         for source in (curves, "my_curves.csv", points, "points.csv")
     ]
-    answers = [re.findall(r'<ul class="findings">.*?</ul>', page, flags=re.S) for page in pages]
+    answers = [re.findall(r'<table class="by-model.*?</table>', page, flags=re.S) for page in pages]
     assert len(answers[0]) == 1
     assert answers == [answers[0]] * 4
     runs = load_runs("studies/my_study")
