@@ -85,7 +85,8 @@ class AnalysisConfig(Config):
         "accuracy"
     )
     """Rate that the onset and the criteria ``retention``, ``hinge`` and ``tolerance_rule`` use: ``accuracy`` (share of
-    questions answered correctly) or ``pairwise`` (share of wrong options that score below the right one; chance 0.5)."""
+    questions answered correctly) or ``pairwise`` (share of wrong options that score below the right one; chance
+    0.5)."""
 
     axis: Annotated[
         Literal["auto", "frequency", "facts"], Field(json_schema_extra={"enum": ["auto", "frequency", "facts"]})
