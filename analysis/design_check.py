@@ -29,7 +29,7 @@ from megatron_kis.analysis.runs.slices import FREQUENCY, Slice
 from megatron_kis.analysis.runs.transitions import Transition
 from megatron_kis.analysis.simulate import Truth, simulate_curve
 from megatron_kis.common.errors import first_of
-from megatron_kis.common.terms import BACKGROUND, INFUSED
+from megatron_kis.common.terms import BACKGROUND, INFUSED, TRAIN
 from megatron_kis.common.units import in_table, rounded_up
 from megatron_kis.config.analysis import AnalysisConfig
 from megatron_kis.study.preflight import Remark
@@ -147,7 +147,8 @@ def design_check(outline: Outline, settings: AnalysisConfig, predict: Sequence[f
     """
     # Pairs of options are not simulated: accuracy stands for them.
     settings = settings.replace(resamples=_RESAMPLES, law_resamples=0, outcome="accuracy")
-    known = tuple(_known(outline))
+    # Sentences that were trained on are known after fewer exposures, which no study has measured.
+    known = tuple(_known(outline)) if settings.split != TRAIN else ()
     one = main_slice(outline, settings)
     if one is None or settings.criterion == "general_loss" or not outline.chance < 1:
         return DesignCheck(one, (), (), known, (), tuple(_unknown(outline, known)))

@@ -203,3 +203,10 @@ def test_the_check_is_quick_and_needs_no_torch() -> None:
     seconds, heavy = ended.stdout.split()
     assert float(seconds) < 15  # on a busy machine
     assert heavy == "False"
+
+
+def test_sentences_that_were_trained_on_are_not_judged_by_those_that_were_not():
+    few = {"background": {"frequency": 30}}
+    assert checked(**few).known and "likely not known" in str(checked(**few).remarks)
+    trained = checked(**few, analysis={"split": "train"})
+    assert trained.known == () and "likely not known" not in str(trained.remarks)
