@@ -88,7 +88,7 @@ def known(model: NewModel, x: Array, count: int, generator: np.random.Generator)
 def kept(model: NewModel, x: Array, count: int, generator: np.random.Generator) -> Array:
     """Returns [count, L] shares that are kept of what is known without infusion, whose log dose is the first."""
     shares = known(model, x, count, generator)
-    return np.asarray(shares / shares[:, :1])
+    return np.asarray(shares / np.maximum(shares[:, :1], 1e-9))
 
 
 def write_predicted_curve(curve: PredictedCurve, path: Path) -> None:

@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from glob import has_magic
 from pathlib import Path
 
 from megatron_kis.common.errors import InputError, JobError, KisError, nearest
@@ -224,6 +225,7 @@ def _checked(settings: DataPrepConfig) -> DataPrepConfig:
     """Returns the settings with each text file named, after all checks that need no long work."""
     if not settings.text:
         raise InputError("no files of general text", where="data.text")
+    _check_sources(settings)
     settings = settings.replace(text=tuple(expand(settings.text)))
     if settings.text_format not in (None, *FORMATS):
         raise InputError(
@@ -249,6 +251,22 @@ def _checked(settings: DataPrepConfig) -> DataPrepConfig:
     if settings.tokenizer is not None:
         load_tokenizer(settings.tokenizer)
     return settings
+
+
+def _check_sources(settings: DataPrepConfig) -> None:
+    """Refuses a source that is not there, by its key; what matches a pattern of names is seen later."""
+    text: list[Path | None] = [path for path in settings.text if not has_magic(str(path))]
+    named: dict[str, list[Path | None]] = {
+        "text": text,
+        "facts": [settings.facts],
+        "templates": [settings.templates],
+        "tokenizer": [settings.tokenizer],
+    }
+    for key, paths in named.items():
+        for path in paths:
+            if path is not None and not path.exists():
+                remedy = "a relative path starts at the folder of the study file"
+                raise InputError(f"there is no {path}", where=f"data.{key}", remedy=remedy)
 
 
 def _check_select(settings: DataPrepConfig) -> None:

@@ -10,9 +10,11 @@ import numpy as np
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import read_json, read_text
 from megatron_kis.common.identity import RUN_FILE, RUN_SCHEMA
+from megatron_kis.common.terms import RENDERED_GROUPS
 from megatron_kis.config.data import InfusionConfig
 from megatron_kis.config.recorded import recorded_config
 from megatron_kis.config.run import RunConfig
+from megatron_kis.config.training import TrainingConfig
 from megatron_kis.data.exposure_plan import BackgroundFacts, ExposurePlan, InfusedFacts, TokenBudget
 from megatron_kis.data.exposure_schedule import schedule_of
 from megatron_kis.data.exposure_store import ExposureStore
@@ -37,13 +39,35 @@ def open_plan(config: RunConfig, store: ExposureStore, questions: QuestionSet) -
         InputError: impossible settings, exposures that do not fit, or a run to extend that is not there, not finished
             or of other settings; names the key of the configuration.
     """
+    _check_lengths(store, config.training.sequence_length)
     try:
         return _open_plan(config, store, questions)
     except InputError as error:
         key = _keys_of_arguments(config.infusion).get(error.where or "")
         if key is None:
             raise
-        raise InputError(error.problem, where=key, remedy=error.remedy) from None
+        raise InputError(_as_written(error.problem, config.training), where=key, remedy=error.remedy) from None
+
+
+def _check_lengths(store: ExposureStore, sequence_length: int) -> None:
+    """Refuses an exposure that is longer than a sequence, by the name of its fact."""
+    for group in RENDERED_GROUPS:
+        longest = store.lengths(group).max(axis=1, initial=0)
+        if len(longest) and longest.max() > sequence_length:
+            raise InputError(
+                f"an exposure of {store.ids(group)[int(longest.argmax())]} has {longest.max()} tokens, a sequence "
+                f"{sequence_length}",
+                where="training.sequence_length",
+                remedy="use longer sequences or shorter templates",
+            )
+
+
+def _as_written(problem: str, training: TrainingConfig) -> str:
+    """Says which token budget was written where a problem names the tokens of whole batches."""
+    fed = training.steps * training.step_tokens
+    if fed == training.token_budget:
+        return problem
+    return problem.replace(f"of {fed} tokens", f"of {fed} tokens ({training.token_budget} in whole batches)")
 
 
 def _keys_of_arguments(infusion: InfusionConfig) -> dict[str, str]:

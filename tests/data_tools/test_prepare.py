@@ -75,7 +75,7 @@ def test_a_given_tokenizer_is_used_as_it_is(tmp_path, tokenizer_path):
     ("change", "problem"),
     [
         ({"text": ()}, "no files of general text"),
-        ({"text": (LEADS.with_name("absent.jsonl"),)}, "no such file"),
+        ({"text": (LEADS.with_name("absent.jsonl"),)}, "data.text: there is no"),
         ({"facts_format": "xls"}, "data.facts_format: is 'xls'"),
         ({"tokenizer_model": "word"}, "data.tokenizer_model: is 'word'"),
         ({"vocab_size": 100}, "data.vocab_size: is 100"),

@@ -98,7 +98,7 @@ def test_questions_that_change_make_it_another_run(tiny_run: MakeRun, copied: Pa
 
 
 def test_an_exposure_longer_than_a_sequence_is_refused(tiny_run: MakeRun) -> None:
-    with pytest.raises(InputError, match=r"an exposure of fact .* tokens, a sequence 16"):
+    with pytest.raises(InputError, match=r"an exposure of town_region/.* tokens, a sequence 16"):
         open_inputs(tiny_run(training={"sequence_length": 16}))
 
 
