@@ -36,7 +36,7 @@ TOKENS, TARGET = 2_000_000_000, 7e9
 SETTINGS = AnalysisConfig(resamples=199, law="N")
 FULL = [0.0, *np.geomspace(40, 1600, 9).round()]
 COARSE = [0.0, *np.geomspace(40, 1600, 5).round()]
-BATCH = 5  # runs trained before the plan is made anew
+BATCH = 5  # runs trained before the plan is made again
 BATCHES = 32
 
 
