@@ -1,4 +1,4 @@
-"""How long the analysis takes: the bootstrap through both stages beside a plain scipy loop, and loading many runs.
+"""How long the analysis takes: the bootstrap through both stages next to a plain scipy loop, and loading many runs.
 
     python -m benchmarks.analysis_speed [--resamples 1000] [--loop 3] [--runs 10000] [--only-report]
 

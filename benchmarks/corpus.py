@@ -1,4 +1,4 @@
-"""Measures ``kis data corpus`` beside the obvious pipeline and gigatoken alone, on one file in one run.
+"""Measures ``kis data corpus`` next to the obvious pipeline and gigatoken alone, on one file in one run.
 
 ``python -m benchmarks.corpus FOLDER [--rounds N] [--memory MB ...]`` builds the text (see ``corpus_sources.py``) and a
 byte-level BPE of 32,000 pieces in FOLDER, then runs each program N times in turn, each in a fresh process:

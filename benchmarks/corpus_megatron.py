@@ -1,4 +1,4 @@
-"""Measures ``kis data corpus`` beside Megatron-LM's own tools, on one file in one run.
+"""Measures ``kis data corpus`` next to Megatron-LM's own tools, on one file in one run.
 
 ``python -m benchmarks.corpus_megatron FOLDER --checkout MEGATRON --python PYTHON [--rounds N]`` builds the text,
 WordNet's glosses three times (see ``corpus_sources.py``), trains a SentencePiece bpe model and a byte-level BPE of
@@ -33,7 +33,7 @@ _EOD = "<|endoftext|>"
 
 
 def build(folder: Path) -> Path:
-    """Writes ``glosses.jsonl``, the two models and what the peer's loader wants beside them."""
+    """Writes ``glosses.jsonl``, the two models and what the peer's loader wants next to them."""
     build_text(folder)
     text = folder / "glosses.jsonl"
     if not text.exists():

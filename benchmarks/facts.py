@@ -127,7 +127,7 @@ def measured(work: str, folder: Path) -> str:
 
 
 def main() -> None:
-    """Prints a line a measurement."""
+    """Prints one line per measurement."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--triples", type=int, nargs="+", default=[250_000, 1_000_000, 4_000_000])

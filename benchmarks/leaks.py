@@ -1,4 +1,4 @@
-"""Finding facts in general text: the automaton beside a loop, a regular expression and a dictionary of first words.
+"""Finding facts in general text: the automaton next to a loop, a regular expression and a dictionary of first words.
 
 ``python -m benchmarks.leaks FOLDER``: the text of ``corpus_sources.py`` and facts of WordNet's instances (place, kind,
 years of birth and death). The other ways look for whole words in any case, and must agree with one another on every

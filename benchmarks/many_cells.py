@@ -4,7 +4,7 @@
 
 One cell is trained for real; nine of ten others are copies of its folder with a record of their own, some have failed,
 some stopped, the rest waits. Commands are processes of their own, as users start them. Processor time counts: the wall
-clock of a shared machine says little, and is printed beside it.
+clock of a shared machine says little, and is printed next to it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The exposure plan beside Megatron-Core's own builders: opening, memory, access to samples, share of a training step.
+"""The exposure plan next to Megatron-Core's own builders: opening, memory, access to samples, share of a training step.
 
     python -m benchmarks.plan [--output plan.json]
 

@@ -1,4 +1,4 @@
-"""The probe beside LM-Pub-Quiz and lm-eval: same checkpoint, facts, templates, options and threads, in turns.
+"""The probe next to LM-Pub-Quiz and lm-eval: same checkpoint, facts, templates, options and threads, in turns.
 
     python -m benchmarks.probes RUN_DIR --data FOLDER --peer ENV/bin/python [--subjects 0.05] [--templates 1]
         [--threads 1] [--device cuda]

@@ -50,7 +50,7 @@ class Chain:
     noise: str
     simulations: int
     refused: int
-    """Studies beside them that could not carry the law."""
+    """Studies in addition to them that could not carry the law."""
     seen_censored: float
     """Share of cells that were found censored."""
     inconclusive: float

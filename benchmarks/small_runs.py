@@ -1,4 +1,4 @@
-"""Where the processor's seconds of a small run go, beside a plain PyTorch loop of the same shape in the same process.
+"""Where the seconds of a small run are spent, next to a plain PyTorch loop of the same shape in the same process.
 
     OMP_NUM_THREADS=1 python -m benchmarks.small_runs RUN.yaml [key=value ...]
 

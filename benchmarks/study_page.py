@@ -4,17 +4,25 @@
     python -m benchmarks.study_page fill                         # writes the tables into the pages
     python -m benchmarks.study_page check                        # status 1 where a page has others
 
-A table stands in the page between ``<!-- table: KIND ARGUMENTS -->`` and ``<!-- end -->``. Kinds, where NAME may be
-several studies in one, NAME+NAME: ``rates NAME GROUP SPLIT`` (share right, mean of seeds, by N and F), ``losses NAME``,
-``points NAME``, ``variants GROUP SPLIT N NAME...`` (a line a study, at one N), ``prediction NAME MEASURED`` (what was
-registered, against the points measured since). Where the number of facts K was varied: ``amounts NAME GROUP SPLIT
-HELD`` (share right, mean of seeds, by N and K; HELD is ratio=0.5 or frequency=14), ``sizes NAME KIND HELD GROUP...``
-(transitions along K, a column a group), ``strength NAME SPLIT HELD N`` (a line a strength of the background, by K),
-``contrasts GROUP SPLIT HELD N NAME...`` (a line a study, by K),
-``laws NAME HELD`` (exponent of N of every law along K; of NAME+NAME of a law in N fitted to the points of all),
-``scores NAME MEASURED HELD`` (as ``prediction``, along K), ``likeness NAME`` (which of the equally strong background
-facts are lost: the share right against similarity to the infused facts, from NAME/likeness.csv, which has the lines of
-``kis law survival`` of the strengths, sizes and K between 0.35 and 0.95).
+A table is in the page between ``<!-- table: KIND ARGUMENTS -->`` and ``<!-- end -->``. NAME may be several studies in
+one, NAME+NAME. Kinds:
+
+- ``rates NAME GROUP SPLIT``: share right, mean of seeds, by N and F.
+- ``losses NAME``, ``points NAME``.
+- ``variants GROUP SPLIT N NAME...``: one row per study, at one N.
+- ``prediction NAME MEASURED``: what was registered, and the points that were measured after it.
+
+If the number of facts K was varied (HELD is ratio=0.5 or frequency=14):
+
+- ``amounts NAME GROUP SPLIT HELD``: share right, mean of seeds, by N and K.
+- ``sizes NAME KIND HELD GROUP...``: transitions along K, one column per group.
+- ``strength NAME SPLIT HELD N``: one row per strength of the background, by K.
+- ``contrasts GROUP SPLIT HELD N NAME...``: one row per study, by K.
+- ``laws NAME HELD``: exponent of N of every law along K; for NAME+NAME, of a law in N fitted to the points of all.
+- ``scores NAME MEASURED HELD``: as ``prediction``, along K.
+- ``likeness NAME``: which of the equally strong background facts are lost, the share right against similarity to the
+  infused facts. NAME/likeness.csv has the lines of ``kis law survival`` of the strengths, sizes and K between 0.35 and
+  0.95.
 """
 
 from __future__ import annotations
@@ -61,7 +69,7 @@ def collect(study: Path, name: str) -> Path:
 
 
 def fill(text: str) -> str:
-    """The page with every table made anew."""
+    """Returns the page with every table made again."""
     return _TABLE.sub(lambda found: found[1] + "\n" + _made(found["words"].split()) + "\n\n", text)
 
 
@@ -78,7 +86,7 @@ def _markdown(head: list[str], rows: list[list[str]]) -> str:
 
 
 def _grid(rows: dict[str, pd.DataFrame], column: str, first: str) -> str:
-    """A line a table of runs: means of seeds by F, and how far seeds lie apart."""
+    """One row per table of runs: means of seeds by F, and the spread of seeds."""
     every = pd.concat(list(rows.values()))
     ratios = every.groupby("frequency")["infusion_ratio"].mean()
     lines = []
@@ -107,7 +115,7 @@ def rates(names: str, group: str, split: str) -> str:
 
 
 def losses(names: str) -> str:
-    """Loss on general text, nats a token."""
+    """Loss on general text, nats per token."""
     table = _curves(names).drop_duplicates(["params", "tokens", "frequency", "seed"])
     return _grid(_by_size(table), "validation_loss", "N")
 
@@ -207,7 +215,7 @@ def _slice(held: str) -> Slice:
 
 
 def _by_facts(rows: dict[str, pd.DataFrame], first: str) -> str:
-    """A line a table of runs: means of seeds by K, and how far seeds lie apart."""
+    """One row per table of runs: means of seeds by K, and the spread of seeds."""
     doses = sorted({dose for table in rows.values() for dose in table["dose"]})
     lines = []
     for label, table in rows.items():
@@ -234,7 +242,7 @@ def strength(name: str, split: str, held: str, params: str) -> str:
 
 
 def contrasts(group: str, split: str, held: str, params: str, *names: str) -> str:
-    """Share of questions answered right in several studies, by K, at one N; a line a study."""
+    """Share of questions answered right in several studies, by K, at one N; one row per study."""
     tables = {name: rows_of_slice(_curves(name), _slice(held)) for name in names}
     chosen = {name: table[table["params"] == int(params)] for name, table in tables.items()}
     return _by_facts({name.replace("_", " "): _rates(table, group, split) for name, table in chosen.items()}, "study")
@@ -246,7 +254,7 @@ def _label(group: str) -> str:
 
 
 def sizes(names: str, kind: str, held: str, *groups: str) -> str:
-    """Transitions along K by N, a column a group."""
+    """Transitions along K by N, one column per group."""
     along = _slice(held)
     found = {(p.group, p.params, p.tokens): p for p in _points(names) if p.kind == kind and p.slice == along}
     rows = []

@@ -1,4 +1,4 @@
-"""Tokens a second of training on the CPU, beside a plain PyTorch model of the same shape in the same run.
+"""Tokens per second of training on the CPU, next to a plain PyTorch model of the same shape in the same run.
 
     OMP_NUM_THREADS=1 python -m benchmarks.training_cpu
 

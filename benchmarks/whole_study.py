@@ -1,4 +1,4 @@
-"""The law from all curves beside the law from points: coverage and width of a new model at ten times the largest size.
+"""The law from all curves next to the law from points: coverage and width of a new model at ten times the largest size.
 
     python -m benchmarks.whole_study [--studies 40] [--only NAME]
 

@@ -92,5 +92,9 @@ def test_the_site_builds_without_a_broken_link(tmp_path: Path) -> None:
     page = (tmp_path / "site" / "reference" / "commands.html").read_text(encoding="utf-8")
     assert "kis data corpus" in page and "--on-error" in page
     assert "training.optimizer.learning_rate" in (tmp_path / "site" / "reference" / "configuration.html").read_text()
+    study = (tmp_path / "site" / "study" / "index.html").read_text(encoding="utf-8")
+    assert study.count('<div class="wide"><table>') > 5  # tables that site.css sets tightly
+    assert "../assets/site.css" in study
+    assert (tmp_path / "site" / "assets" / "site.css").is_file()
     everything = "\n".join(path.read_text(encoding="utf-8") for path in (tmp_path / "site").rglob("*.html"))
     assert not re.search(r'<(?:script|link)[^>]+(?:src|href)="https?://', everything)  # nothing loads from elsewhere

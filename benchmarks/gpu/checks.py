@@ -128,7 +128,7 @@ class Chain:
         return {"cuts": cuts, **compare_losses(found, losses(self.run), tolerance)}
 
     def _probe(self, device: str) -> dict[str, Any]:
-        """The run's last checkpoint, loaded in a new process, beside the run's own last probe."""
+        """The run's last checkpoint, loaded in a new process, next to the run's own last probe."""
         assert self.run is not None
         outcomes = self._bench.work / f"{self._stem}-{device}.npz"
         run(
@@ -234,7 +234,7 @@ def _twice(bench: Bench, chain: Chain) -> dict[str, Any]:
 
 
 def _layout(bench: Bench, chain: Chain, name: str, ranks: int, parallel: dict[str, Any]) -> dict[str, Any]:
-    """A run under a layout beside the run of one rank, and its checkpoint probed by one rank.
+    """A run under a layout next to the run of one rank, and its checkpoint probed by one rank.
 
     PyTorch compares the ranks' collective calls (TORCH_DISTRIBUTED_DEBUG), and a step that hangs ends the run.
     """

@@ -60,7 +60,7 @@ class Limit:
 
 
 class Command:
-    """A running command, its messages in ``log`` and its output beside it; as a context it leaves no process behind."""
+    """A running command, its messages in ``log`` and its output next to it; as a context it leaves no process."""
 
     def __init__(
         self, arguments: Sequence[str], *, log: Path, limit: Limit, environment: Mapping[str, str] | None = None

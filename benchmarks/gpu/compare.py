@@ -19,7 +19,7 @@ ROWS = 8  # sequences whose logits are compared
 
 
 def exported(run: str, model: str, device: str) -> dict[str, Any]:
-    """Logits and validation loss of a run beside those of its export in fp32 on the CPU.
+    """Logits and validation loss of a run next to those of its export in fp32 on the CPU.
 
     Args:
         run: the run's folder.

@@ -1,4 +1,4 @@
-"""Memory by part of a run, beside ``kis plan``: which cases, and one row each."""
+"""Memory by part of a run, next to ``kis plan``: which cases, and one row each."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Parts: ``static`` (weights, gradients, optimizer), then what comes on top of it: ``passes`` (forward and backward),
 ``update``, ``validation``, ``probe``, ``save``. ``peak`` is the most of all; ``reserved`` what PyTorch's allocator took
-for it, and ``context`` what is taken on the device beside that.
+for it, and ``context`` what is taken on the device in addition.
 """
 
 from __future__ import annotations

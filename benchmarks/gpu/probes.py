@@ -1,4 +1,4 @@
-"""Questions per second on the GPU, beside LM-Pub-Quiz and lm-eval (``benchmarks.probes``)."""
+"""Questions per second on the GPU, next to LM-Pub-Quiz and lm-eval (``benchmarks.probes``)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens per second and MFU of training, beside PyTorch's own model compiled, and with other layers and precisions.
+"""Tokens per second and MFU of training, next to PyTorch's own model compiled, and with other layers and precisions.
 
 The peer is a plain GPT with ``scaled_dot_product_attention`` under ``torch.compile`` and autocast, on the same batches.
 """
@@ -26,7 +26,7 @@ KINDS = {
 
 
 def speed(bench: Bench) -> None:
-    """Every preset beside the peer at the first length, then at the others, then with the other layers."""
+    """Every preset next to the peer at the first length, then at the others, then with the other layers."""
     options = bench.options
     cells = [(length, name) for length in options.lengths for name in options.presets]
     for kinds in (("ours", PEER), ("sdpa", "fp8")):

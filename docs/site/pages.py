@@ -2,7 +2,7 @@
 
 The start page is the README. The reference of commands is generated from the parsers, and that of configuration keys
 from the classes of the settings. Each file that a link outside ``docs/`` names is copied, so that the site is complete.
-Tables of many columns are marked, so that ``tables.css`` can set them tightly.
+Tables of many columns are marked, so that ``site.css`` can set them tightly.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "reference/commands.md": "\n".join(_commands()),
         "reference/configuration.md": "\n".join(_configuration()),
     }
-    pages["assets/tables.css"] = (Path(__file__).parent / "tables.css").read_text(encoding="utf-8")
+    pages["assets/site.css"] = (Path(__file__).parent / "site.css").read_text(encoding="utf-8")
     for name, content in pages.items():
         files.append(File.generated(config, name, content=content))
     for path in sorted({path for file in files.documentation_pages() for path, _ in _outside(file)}):
