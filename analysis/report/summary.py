@@ -12,9 +12,9 @@ from megatron_kis.analysis.findings.result import AnalysisResult
 from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.report.figures import cell_label
 from megatron_kis.analysis.runs.curves import rows_of
-from megatron_kis.analysis.runs.groups import base_group, group_key, strength
+from megatron_kis.analysis.runs.groups import group_key, strength
 from megatron_kis.analysis.runs.load import Runs
-from megatron_kis.analysis.runs.slices import FACTS, FREQUENCY, RATIO, USUAL, Slice, levels_of_frequency, varies_facts
+from megatron_kis.analysis.runs.slices import FACTS, FREQUENCY, RATIO, Slice, levels_of_frequency, varies_facts
 from megatron_kis.analysis.runs.transitions import (
     COLLAPSED,
     INCONCLUSIVE,
@@ -175,7 +175,7 @@ def findings_by_slice(result: AnalysisResult) -> list[SliceFindings]:
         apart = [key for key in keys if strength(key[1]) is not None]
         whole = [key for key in keys if key not in apart]
         sentences = [
-            _sentence(kind, group, [p for p in points if (p.kind, p.group) == (kind, group)], along=False)
+            _sentence(kind, group, [p for p in points if (p.kind, p.group) == (kind, group)])
             for kind, group in whole
             if (kind, group) in _ORDER
         ]
@@ -204,15 +204,6 @@ def _badge(point: Transition) -> Badge:
         told = point.infusion_ratio and point.slice.held_by != RATIO  # where it is held, the heading says so
         detail = fmt.bracket(point) + (f" · ρ ≈ {fmt.ratio(point.infusion_ratio)}" if told else "")
     return Badge(point.status, point.kind, fmt.STATUS_MARKS[point.status], fmt.finding(point), detail, point.reason)
-
-
-def findings(result: AnalysisResult) -> list[str]:
-    """Writes one sentence per kind of transition; only what was found to be a collapse is called one."""
-    return [
-        _sentence(kind, group, [p for p in result.points if (p.kind, p.group, p.slice) == (kind, group, one)])
-        for kind, group, one in law_keys(result.points, _ORDER)
-        if (kind, base_group(group)) in _ORDER
-    ]
 
 
 def not_of_this_study(runs: Runs, *, most: int = 8) -> str:
@@ -250,8 +241,8 @@ def not_asked(runs: Runs, *, most: int = 8) -> str:
     return f"{told}; kis study probe asks them, without training"
 
 
-def _sentence(kind: str, group: str, points: list[Transition], *, along: bool = True) -> str:
-    """Describes the transitions of one kind, group and slice; ``along`` names the slice."""
+def _sentence(kind: str, group: str, points: list[Transition]) -> str:
+    """Describes the transitions of one kind, group and slice."""
     by: dict[str, list[Transition]] = {}
     for point in points:
         by.setdefault(point.status, []).append(point)
@@ -284,4 +275,4 @@ def _sentence(kind: str, group: str, points: list[Transition], *, along: bool = 
             parts.append(f"{said} up to {one.symbol} = {span} ({names(RIGHT_CENSORED, mine)})")
     if INCONCLUSIVE in by:
         parts.append(f"cannot be told ({names(INCONCLUSIVE)})")
-    return f"{fmt.kind_title(kind, group, one if along else USUAL)}: {'; '.join(parts)}."
+    return f"{fmt.kind_title(kind, group)}: {'; '.join(parts)}."

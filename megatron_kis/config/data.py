@@ -167,7 +167,7 @@ class DataConfig(Config):
     fingerprints: dict[str, str] = Field(default_factory=dict)
     """Fingerprints that the files must have, by name: tokenizer, corpus, validation, exposures, questions. A study
     writes the fingerprints of its data into each run, so that no run trains on files that were made again in the
-    meantime."""
+    meantime; not that of the questions, which may change until the run starts."""
 
     @field_validator("fingerprints")
     @classmethod

@@ -41,7 +41,8 @@ def check_report(study: StudyConfig) -> None:
 def analyse(study: StudyConfig, *, as_json: bool) -> None:
     """Analyses the runs that are done, writes the report, and prints the findings."""
     from megatron_kis.analysis.outputs import analyse_study
-    from megatron_kis.analysis.report.summary import findings, not_asked, not_of_this_study
+    from megatron_kis.analysis.report.answer import answer
+    from megatron_kis.analysis.report.summary import not_asked, not_of_this_study
 
     result = analyse_study(study.output, study.analysis, predict_params=study.predict, belongs=belonging(study))
     assert result.runs is not None
@@ -50,8 +51,10 @@ def analyse(study: StudyConfig, *, as_json: bool) -> None:
         apart = result.runs.problems.to_dict("records")
         print(json.dumps({"study": study.name, **outputs, "not_counted": apart}, indent=1))
         return
-    for line in findings(result):
-        print(f"- {printable(line)}")
+    told = answer(result)
+    for line in (*told.measured, *told.target, told.more, *told.changes):
+        if line:
+            print(f"- {printable(line)}")
     for line in (not_of_this_study(result.runs), not_asked(result.runs)):
         if line:
             print(f"- {printable(line)}")

@@ -17,7 +17,7 @@ from megatron_kis.common.units import in_bytes
 from tests.run_files import tensor_shapes
 from tests.runs import hashes
 from tests.sources import Sources
-from tests.studies import RUN, edited
+from tests.studies import RUN, edited, write_study
 
 
 def templates_of(folder: Path, sources: Sources, **splits: Any) -> str:
@@ -183,3 +183,27 @@ def test_the_plan_says_how_many_bytes_the_last_checkpoint_takes(done: Path, caps
 )
 def test_bytes_are_said_as_people_say_them(count: float, said: str) -> None:
     assert in_bytes(count) == said
+
+
+def test_what_cannot_be_asked_is_refused_and_nothing_is_written(
+    done: Path, tmp_path: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "new").mkdir()
+    status, said = kis(capsys, "study", "probe", write_study(tmp_path / "new", tiny_sources))
+    assert status == 2
+    assert "no run has ended; kis study run trains them" in said
+    assert not (tmp_path / "new" / "out").exists()
+    run = done.parent / "out" / "runs" / RUN
+    before = hashes(run)
+    for words, named in (
+        (["--keep", "--step", "5"], "--step: does not go with --keep"),
+        (["--keep", "--all-templates", "--batch-size", "0"], "batch size: is 0"),
+        (["--keep", "--exposures", tmp_path / "none"], "none.questions.jsonl"),
+    ):
+        status, said = kis(capsys, "probe", run, *words)
+        assert (status, hashes(run)) == (2, before)
+        assert named in said
+    (run / "DONE").rename(run / "DONE.away")
+    status, said = kis(capsys, "probe", run, "--keep")
+    assert status == 2
+    assert "is no finished run" in said

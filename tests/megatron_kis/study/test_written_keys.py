@@ -63,7 +63,10 @@ def test_a_dose_that_does_not_fit_is_named_with_the_largest_that_does(
             ["background={policy: protected, groups: [{facts: 9, frequency: 400}]}"],
             "background: run 1x16_D5.12k_F0_s0: 9 background facts x 400",
         ),
-        (["training.sequence_length=8"], "training.sequence_length: run 1x16_D5.12k_F8_s0: an exposure of town_region/"),
+        (
+            ["training.sequence_length=8"],
+            "training.sequence_length: run 1x16_D5.12k_F8_s0: an exposure of town_",
+        ),
         (["trunk.share=0.01"], "trunk.share: run 1x16_D5.12k_F8_s0: 0.01 of 10 steps is step 0; use a share from 1/10"),
         (["schedule=unform"], "schedule: run 1x16_D5.12k_F8_s0: "),
         (["templates=9"], "templates: run 1x16_D5.12k_F8_s0: "),
