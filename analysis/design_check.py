@@ -153,16 +153,16 @@ def design_check(outline: Outline, settings: AnalysisConfig, predict: Sequence[f
     if one is None or settings.criterion == "general_loss" or not outline.chance < 1:
         return DesignCheck(one, (), (), known, (), tuple(_unknown(outline, known)))
     models = models_of(outline, one, settings)[:: -(-len(outline.levels(one)) // _MODELS)]
-    groups = [INFUSED, *([BACKGROUND] if outline.background else [])]
+    groups = [group for group in (INFUSED, *([BACKGROUND] if outline.background else [])) if outline.asked[group]]
     asked = [_asked(outline, one, group) for group in groups]
     powers = tuple(each.power(outline.chance, settings) for each in asked)
     largest = max(d for _, d in outline.levels(one))
     targets = tuple((params, float(largest)) for params in sorted({*predict})[:_SHOWN])
     simulated = []
     if models:
-        if outline.background and settings.criterion != "half_margin":
+        if BACKGROUND in groups and settings.criterion != "half_margin":
             simulated.append(_simulated("collapse", BACKGROUND, outline, one, models, targets, settings))
-        if one.axis == FREQUENCY:
+        if INFUSED in groups and one.axis == FREQUENCY:
             simulated.append(_simulated("onset", INFUSED, outline, one, models, targets, settings))
     remarks = [*_unknown(outline, known), *_weak(outline, powers, asked, settings), *_no_law(simulated)]
     return DesignCheck(one, targets, powers, known, tuple(simulated), tuple(remarks))
@@ -299,13 +299,14 @@ class _Asked:
 
 def _asked(outline: Outline, one: Slice, group: str) -> _Asked:
     levels = outline.levels(one)
-    some = list(levels.values())[:: -(-len(levels) // _MODELS)]
+    curves = [at for at in levels.values() if len(at) > 1] or list(levels.values())
+    some = curves[:: -(-len(curves) // _MODELS)]
 
     def in_all(at: dict[float, int]) -> float:
         return sum(outline.facts(group, dose, one) * runs for dose, runs in at.items()) / len(at)
 
     weakest = min(some, key=in_all)
-    facts = min(outline.facts(group, dose, one) for dose in weakest)
+    facts = outline.facts(group, max(weakest), one)  # falls are judged at the largest dose
     return _Asked(group, facts, list(weakest.values()), [list(at.values()) for at in some], first=0.0 in weakest)
 
 

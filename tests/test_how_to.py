@@ -221,7 +221,7 @@ def _points(path: Path) -> None:
 
 
 def test_the_template_of_a_study_leads_to_a_law(folder: Path) -> None:
-    sources = write_sources(folder, documents=400, facts_a_relation=240)
+    sources = write_sources(folder, documents=400, facts_a_relation=320)
     for path, name in ((sources.text, "my_corpus.jsonl"), (sources.triples, "my_triples.tsv")):
         path.rename(folder / name)
     sources.templates.rename(folder / "my_templates.yaml")

@@ -79,10 +79,14 @@ def advice(
             continue
         found += _too_faint(say, faint, settings, outline) if faint else []
         found += _never_lost(say, open_, outline, largest_ratio) if open_ else []
-        found += _lost_at_once(say, early) if early else []
+        found += _lost_at_once(say, early, outline) if early else []
         found += _bracketed(say, known) if known else []
         others = [p for p in own if p.status == INCONCLUSIVE and p not in unknown and p not in faint]
-        found += [Remark("frequencies", f"{say(others)}: {others[0].reason}", "more levels")] if others else []
+        found += (
+            [Remark(outline.key_of(others[0].slice), f"{say(others)}: {others[0].reason}", "more levels")]
+            if others
+            else []
+        )
     return found
 
 
@@ -108,7 +112,7 @@ def _never_known(say: _Say, points: Sequence[Transition], outline: Outline) -> l
     problem = f"{say(points)}: never reliably above chance ({outline.chance:.2f}; highest rate {peak:.2f}), so that "
     problem += "nothing can be lost"
     if base_group(points[0].group) != BACKGROUND:
-        return [Remark("frequencies", problem, "larger frequencies, more tokens, or larger models")]
+        return [Remark(outline.key_of(points[0].slice), problem, "larger ones, more tokens, or larger models")]
     if not outline.background:
         return [Remark("background.frequency", problem, "show background facts, 300 times each, say")]
     length = outline.exposure_tokens
@@ -151,11 +155,13 @@ def _never_lost(say: _Say, points: Sequence[Transition], outline: Outline, large
             "infused facts, or a background that is shown less often"
         )
         return [Remark("token_budgets", problem, change)]
-    return [Remark("frequencies", problem, f"frequencies up to a ratio of {largest_ratio:g} (now {used:.2f})")]
+    return [
+        Remark(outline.key_of(points[0].slice), problem, f"more up to a ratio of {largest_ratio:g} (now {used:.2f})")
+    ]
 
 
-def _lost_at_once(say: _Say, points: Sequence[Transition]) -> list[Remark]:
-    key = "facts" if points[0].slice.axis == FACTS else "frequencies"
+def _lost_at_once(say: _Say, points: Sequence[Transition], outline: Outline) -> list[Remark]:
+    key = outline.key_of(points[0].slice)
     return [Remark(key, f"{say(points)}: lost from the first level on", f"smaller {key} than any that were tried")]
 
 

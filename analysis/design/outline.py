@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from megatron_kis.analysis.runs.slices import Slice, rows_of_slice, slices_of
+from megatron_kis.analysis.runs.slices import FACTS, Slice, rows_of_slice, slices_of
 from megatron_kis.common.terms import BACKGROUND, INFUSED
 from megatron_kis.config.study import LadderEntry, StudyConfig
 from megatron_kis.config.vocabulary import padded_vocabulary
@@ -71,12 +71,19 @@ class Outline:
         }
         return self._levels[one]
 
+    def key_of(self, one: Slice) -> str:
+        """Returns the key of a study file that gives the doses of a slice."""
+        if one.axis == FACTS:
+            return "facts"
+        ratios = self.table.loc[self.table["frequency"] > 0, "configured_ratio"]
+        return "infusion_ratios" if len(ratios) and bool(ratios.notna().all()) else "frequencies"
+
     def facts(self, group: str, dose: float, one: Slice) -> int:
         """Returns the facts of a group that a run of a dose is asked about."""
         most = self.asked[group]
         if group != INFUSED or not dose:
             return most
-        shown = dose if one.axis == "facts" else one.held if one.held_by == "facts" else None
+        shown = dose if one.axis == FACTS else one.held if one.held_by == "facts" else None
         return most if shown is None else min(most, int(shown))
 
 

@@ -11,7 +11,7 @@ from megatron_kis.analysis.design.new_sizes import sizes_between
 from megatron_kis.analysis.design.outline import Outline
 from megatron_kis.analysis.law.candidates import CANDIDATES, SIZE_AND_BUDGET, declared
 from megatron_kis.analysis.law.fit import COLLINEAR, FEWEST_SIZES, VALIDATED_CELLS
-from megatron_kis.analysis.runs.slices import FACTS, Slice
+from megatron_kis.analysis.runs.slices import FACTS, FREQUENCY, Slice
 from megatron_kis.common.errors import InputError, first_of, nearest
 from megatron_kis.common.units import in_table
 from megatron_kis.config.analysis import AnalysisConfig
@@ -45,7 +45,7 @@ class AddedSize:
 
 
 def main_slice(outline: Outline, settings: AnalysisConfig) -> Slice | None:
-    """Returns the slice with the most models of enough levels; None without a run that is infused.
+    """Returns the slice with the most models of enough levels, of several one along F; None where nothing is infused.
 
     Raises:
         InputError: the runs do not vary what ``analysis.axis`` asks for.
@@ -53,7 +53,7 @@ def main_slice(outline: Outline, settings: AnalysisConfig) -> Slice | None:
     if not (outline.table["frequency"] > 0).any():
         return None
     slices = outline.slices(settings.axis)
-    return max(slices, key=lambda one: len(models_of(outline, one, settings)), default=None)
+    return max(slices, key=lambda one: (len(models_of(outline, one, settings)), one.axis == FREQUENCY), default=None)
 
 
 def models_of(outline: Outline, one: Slice, settings: AnalysisConfig) -> list[tuple[int, int]]:
@@ -81,7 +81,7 @@ def _axis(outline: Outline, one: Slice, settings: AnalysisConfig) -> list[Remark
     doses = {dose for levels in outline.levels(one).values() for dose in levels if dose}
     if settings.axis == "auto" or len(doses) > 1:
         return []
-    key, wanted = ("facts", "numbers of facts") if one.axis == FACTS else ("frequencies", "frequencies")
+    key, wanted = outline.key_of(one), "numbers of facts" if one.axis == FACTS else "frequencies"
     problem = f"is {settings.axis}, and the runs have one {one.symbol} only"
     return [Remark("analysis.axis", problem, f"several {key}, or axis: auto; a transition lies between {wanted}")]
 
@@ -93,13 +93,12 @@ def _levels(outline: Outline, one: Slice, settings: AnalysisConfig) -> list[Rema
            if len(at) < fewest]  # fmt: skip
     if not few:
         return []
-    key = "facts" if one.axis == FACTS else "frequencies"
     least = min(len(at) for at in levels.values())
     problem = (
         f"{'every model has' if len(few) == len(levels) else first_of(few, _SHOWN) + ' have'} fewer than the {fewest} "
         f"levels of {one.symbol}, 0 included, that criterion {settings.criterion} needs"
     )
-    return [Remark(key, problem, f"add {fewest - least} or more")]
+    return [Remark(outline.key_of(one), problem, f"add {fewest - least} or more")]
 
 
 def _law(outline: Outline, one: Slice, settings: AnalysisConfig, predict: Sequence[float]) -> list[Remark]:

@@ -172,7 +172,8 @@ def _baseline(study: StudyConfig, specs: Sequence[RunSpec]) -> Iterable[Remark]:
     lacking = [f"{label} at {tokens:,} tokens" for label, tokens in models if (label, tokens) not in have]
     if not lacking:
         return
-    key = "facts" if any(spec.dose.facts for spec in specs) and not study.frequencies else "frequencies"
+    key = "frequencies" if study.frequencies or not study.infusion_ratios else "infusion_ratios"
+    key = "facts" if any(spec.dose.facts for spec in specs) and not study.frequencies else key
     which = "no model is" if len(lacking) == len(models) else f"{first_of(lacking, _SHOWN)} "
     which += "" if len(lacking) == len(models) else "is not" if len(lacking) == 1 else "are not"
     problem = (

@@ -89,14 +89,19 @@ def test_a_study_asks_how_many_facts_and_how_often(name: str, relations: int) ->
     study = load_study(argparse.Namespace(study=study_of(name), overrides=[]))
     found = runs_of(study, data_config(study))
     doses: dict[tuple[str, int, str], set[float]] = {}
+    ratios: dict[tuple[str, int, int], set[float]] = {}
     for run in found:
         facts, budget = run.infusion.facts, run.training.token_budget
         assert (facts or 0) % ((study.data.select.distractors + 1) * relations) == 0
         if run.infusion.ratio is not None:
             assert facts is not None and run.infusion.ratio * budget > 10 * facts * FACT_TOKENS
             doses.setdefault((run.model.label, budget, "facts"), set()).add(facts)
+            ratios.setdefault((run.model.label, budget, facts), set()).add(run.infusion.ratio)
         elif run.infusion.frequency:
             doses.setdefault((run.model.label, budget, "frequency"), set()).add(run.infusion.frequency)
+    for (size, budget, _), often in ratios.items():
+        if len(often) > 3:  # as often as several shares of the tokens allow
+            doses.setdefault((size, budget, "frequency"), set()).update(often)
     unshown = {(run.model.label, run.training.token_budget) for run in found if run.infusion.frequency == 0}
     assert {axis for *_, axis in doses} == {"facts", "frequency"}
     assert all(len(levels) >= 2 and (size, budget) in unshown for (size, budget, _), levels in doses.items())

@@ -27,7 +27,7 @@ class Design:
         Args:
             study: the study.
             rows: its runs, as ``study.grid.plan_rows`` has them.
-            remarks: what ``check_first`` found weak.
+            remarks: what ``check_study`` found weak.
 
         Raises:
             InputError: what makes its analysis impossible.
@@ -38,8 +38,7 @@ class Design:
 
         outline = outline_of(study, rows)
         self.check: DesignCheck = design_check(outline, study.analysis, study.predict)
-        weak = [remark for remark in remarks if remark.key not in ("ladder", "token_budgets")]  # N is known by now
-        weak += requirements(outline, study.analysis, study.predict)
+        weak = [*remarks, *requirements(outline, study.analysis, study.predict)]
         self.remarks = list(dict.fromkeys([*weak, *self.check.remarks, *_read_often(rows)]))
 
     def record(self) -> dict[str, Any]:

@@ -43,10 +43,11 @@ def _plan(options: argparse.Namespace) -> int:
     from megatron_kis.study.conflicts import conflicts, refuse
     from megatron_kis.study.data import fingerprints_of
     from megatron_kis.study.grid import plan_rows, runs_of
+    from megatron_kis.study.preflight import check_study, relations_of_facts
 
     study = load_study(options)
     every = look_over(study)
-    remarks = check_first(study)
+    check_first(study)
     with _data(study) as files:
         found, tokenizer = fingerprints_of(files), load_tokenizer(files.tokenizer)
         if found.get("tokenizer") == tokenizer.model_sha256:  # data of an older version: runs are compared with today's
@@ -54,7 +55,7 @@ def _plan(options: argparse.Namespace) -> int:
         now = {run.model.init_from: found for run in every}
         refuse(study.output, conflicts(every, now, model_sha256=tokenizer.model_sha256))
         rows = plan_rows(study, runs_of(study, files))
-        remarks = list(dict.fromkeys([*remarks, *check_first(study, facts=files.exposures.with_name("facts.jsonl"))]))
+        remarks = check_study(study, relations_of_facts(files.exposures.with_name("facts.jsonl")))
     design = Design(study, rows, remarks)
     if options.json:
         print(json.dumps({"runs": rows, "design": design.record()}, indent=1))

@@ -75,7 +75,7 @@ def _run(options: argparse.Namespace) -> int:
     runs = selected(every, options.only)
     if not options.restart:
         refuse(study.output, unfinished_conflicts(runs))
-    remarks = check_first(study)
+    remarks = [] if all((run.output / "DONE").exists() for run in runs) else check_first(study)
     check_sources(study.data)
     with study_lock(study.output) as lock:  # before the data: a run in flight elsewhere may be reading them
         prepare(study, restarted={run.name for run in runs} if options.restart else ())

@@ -48,9 +48,8 @@ def _submit(options: argparse.Namespace) -> int:
     if not options.restart:
         refuse(study.output, unfinished_conflicts(runs))
     done = {run.name for run in runs if (run.output / "DONE").exists()}
-    remarks = check_first(study)
     if len(done) < len(runs):
-        warn(study, remarks)
+        warn(study, check_first(study))
     largest = study.cluster.max_array_size
     if options.dry_run:
         left = [run for run in runs if run.name not in done]
