@@ -246,7 +246,9 @@ def not_asked(runs: Runs, *, most: int = 8) -> str:
     if not names:
         return ""
     verb = "was" if len(names) == 1 else "were"
-    told = f"{fmt.plural(len(names), 'complete run')} {verb} not asked the study's questions yet: {first_of(names, most)}"
+    told = (
+        f"{fmt.plural(len(names), 'complete run')} {verb} not asked the study's questions yet: {first_of(names, most)}"
+    )
     return f"{told}; kis study probe asks them, without training"
 
 
