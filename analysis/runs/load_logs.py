@@ -69,14 +69,14 @@ class ClosedRun:
         done = _parsed(self.content(seal) or b"{}", self._place(seal))
         closed = done.get("files") if isinstance(done, dict) else None
         self.hashed = isinstance(closed, dict) and bool(closed)
-        for name, digest in (closed if isinstance(closed, dict) else {}).items():
+        for file, digest in (closed if isinstance(closed, dict) else {}).items():
             if not isinstance(digest, str) or len(digest) != 64:
                 continue
-            if hashlib.sha256(self.content(name)).hexdigest() != digest:
+            if hashlib.sha256(self.content(file)).hexdigest() != digest:
                 raise InputError(
-                    f"was changed after the run was closed (its sha256 is not {seal}'s)", where=self._place(name)
+                    f"was changed after the run was closed (its sha256 is not {seal}'s)", where=self._place(file)
                 )
-            self._closed.add(name)
+            self._closed.add(file)
 
     def content(self, name: str) -> bytes:
         """Returns the bytes of a file."""
