@@ -147,7 +147,7 @@ def test_the_commands_for_running_and_submitting_a_study(folder: Path, finished:
     words = {"STUDY_DIR": "studies/small", "STUDY.yaml": "study.yaml", "my_study.yaml": "study.yaml", "RUN": RUN}
     words["137m_D10B_F0_s0"] = RUN
     said = [execute(replaced(line, words), folder) for line in lines(HOW_TO / "running-studies.md")]
-    assert len(said) == 10
+    assert len(said) == 13
     assert (folder / "studies" / "small" / "report.html").is_file()
     assert (folder / "report.html").is_file()
     assert (folder / "survival.csv").is_file()
