@@ -157,7 +157,7 @@ def _templates(result: AnalysisResult) -> RunCheck | None:
     width = float((by_model.max() - by_model.min()).max())
     unlike = any(_unlike(one) for _, one in counts.groupby(level=["params", "tokens"]))
     text = f"{fmt.SPLIT_TITLES[settings.split].capitalize()} range from {rates.min():.2f} to {rates.max():.2f} "
-    text += "at the largest dose, relation by relation."
+    text += "where each fact was shown most often, relation by relation."
     if width > _WIDE and unlike:
         title = "Templates differ much"
         return RunCheck(OPEN, title, f"{text} A mean rate is one of templates that work and of ones that do not.")
