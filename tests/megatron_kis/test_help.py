@@ -48,7 +48,7 @@ def test_a_default_is_shown_once_and_where_it_says_something() -> None:
 def test_a_wrong_command_names_the_nearest_and_none_that_is_hidden(capsys: pytest.CaptureFixture[str]) -> None:
     for words, said in (
         (["study", "statsu"], "kis study: error: argument STEP: there is no 'statsu'; did you mean 'status'?"),
-        (["study", "xyz"], "there is no 'xyz'; valid: cancel, logs, next, plan, probe, report, run, status, submit, watch"),
+        (["study", "xyz"], "'xyz'; valid: cancel, logs, next, plan, probe, report, run, status, submit, watch"),
         (["dat"], "kis: error: argument COMMAND: there is no 'dat'; did you mean 'data'?"),
     ):
         with pytest.raises(SystemExit, match="2"):
