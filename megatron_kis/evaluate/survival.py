@@ -102,7 +102,7 @@ def write_survival(
         place = (answers or {}).get(folder.name, folder)
         _add_run(cells, past, place, _questions(past, place, questions), by_id, split=split, rule=rule)
     if past is None or not any(cell.facts for cell in cells.values()):
-        problem = f"no run asked for background facts with templates of split {split!r}"
+        problem = f"no run asked about background facts with templates of split {split!r}"
         raise InputError(problem, where="split", remedy="choose another split, or probe with its templates")
     rows = 0
     with atomic_write(output) as file:

@@ -39,13 +39,14 @@ def open_plan(config: RunConfig, store: ExposureStore, questions: QuestionSet) -
         InputError: impossible settings, exposures that do not fit, or a run to extend that is not there, not finished
             or of other settings; names the key of the configuration.
     """
-    _check_lengths(store, config.training.sequence_length)
     try:
         return _open_plan(config, store, questions)
     except InputError as error:
         key = _keys_of_arguments(config.infusion).get(error.where or "")
         if key is None:
             raise
+        if error.where in ("exposure_lengths", "background_lengths"):
+            _check_lengths(store, config.training.sequence_length)
         raise InputError(_as_written(error.problem, config.training), where=key, remedy=error.remedy) from None
 
 

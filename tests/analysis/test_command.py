@@ -229,7 +229,7 @@ def test_a_table_of_survival_is_refused_before_the_facts_are_read(tmp_path):
     with pytest.raises(InputError, match=r"facts\.jsonl:1: malformed JSON line"):
         kis(*given, "--split", "train")
     for choices, message in (
-        (("--split", "question"), r"--split: no run asked for .* split 'question'; valid: held_out, train$"),
+        (("--split", "question"), r"--split: no run asked about .* split 'question'; valid: held_out, train$"),
         (("--split", "train", "--scoring", "statemnt"), r"--scoring: no scoring rule 'statemnt'; did you mean 'stat"),
         (("--split", "train", "--scoring", "pmi"), r"--scoring: no run was scored by rule 'pmi'; valid: "),
         (("--split", "train", "--facts", tmp_path), rf"--facts {tmp_path}: is a folder; name the facts\.jsonl"),

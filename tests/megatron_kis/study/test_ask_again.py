@@ -170,7 +170,7 @@ def test_a_run_without_its_last_checkpoint_is_named_and_the_others_are_reported(
 
 
 def test_the_plan_says_how_many_bytes_the_last_checkpoint_takes(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (row,) = json.loads(kis(capsys, "study", "plan", done, "--json")[1])
+    (row,) = json.loads(kis(capsys, "study", "plan", done, "--json")[1])["runs"]
     checkpoints = done.parent / "out" / "runs" / RUN / "checkpoints"
     (last,) = checkpoints.glob("step-*10")
     shapes = {name: shape for name, shape in tensor_shapes(last).items() if not name.startswith(("random", "ledger"))}
