@@ -44,6 +44,7 @@ _DISCARD, _ROUNDS, _EVERY = 300, 720, 60
 _MANY, _FEWEST_ROUNDS = 30, 240
 _SINGLE = np.float32
 _LEAST_CELL = 1e-37  # likelihood of a cell, relative to the highest
+_NEGLIGIBLE = 1e-18  # next to 1
 _HALVINGS = 30  # of the range that holds a quantile
 _TOLD = 1.92  # fall of the log-likelihood on both sides that makes a cell tell where it declines
 _TERMS: dict[tuple[float, ...], str] = {
@@ -236,6 +237,7 @@ class _Density:
         spacing = np.array([card.spacing for card in cards])
         if sides < 0:  # a mirrored theta is minus the log dose
             theta, likelihood, spacing = -theta[:, ::-1], likelihood[:, ::-1], spacing[:, ::-1]
+        likelihood[likelihood < _NEGLIGIBLE] = 0.0  # products of smaller numbers are slow in single precision
         self._theta, self._likelihood, self._spacing = (part.astype(_SINGLE) for part in (theta, likelihood, spacing))
         self._x, self._square, self._size = x, square, size
 
@@ -262,6 +264,7 @@ class _Density:
         centre = m[:, None] + n[:, None] * self._size
         spread = np.maximum(omega, 0.6 * (grid[1] - grid[0]))[:, None, None]
         weight = np.exp((-0.5 * ((grid - centre[..., None]) / spread) ** 2).astype(_SINGLE))
+        weight[weight < _NEGLIGIBLE] = 0.0
         found: Array = weight / np.maximum(weight.sum(-1, keepdims=True), _LEAST_CELL)
         return found
 
@@ -277,6 +280,7 @@ class _Density:
         inside *= narrow
         inside *= inside
         inside *= _SINGLE(-0.5)
+        np.maximum(inside, _SINGLE(np.log(_NEGLIGIBLE)), out=inside)
         np.exp(inside, out=inside)
         inside *= narrow
         inside *= self._spacing
