@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from megatron_kis.common.errors import InputError
-from megatron_kis.common.paths import expanded
+from megatron_kis.common.paths import expanded, unwritable
 
 
 def new_file(text: str) -> Path:
@@ -89,7 +89,7 @@ def _check_folder(folder: Path, text: str) -> None:
         return
     if not there.is_dir():
         raise argparse.ArgumentTypeError(f"{text!r}: {str(there)!r} is a file; expected a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
+    if unwritable(there):
         raise argparse.ArgumentTypeError(f"{text!r}: the folder {str(there)!r} cannot be written; choose another place")
 
 

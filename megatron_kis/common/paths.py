@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,3 +115,15 @@ def with_paths(content: Any, written: Callable[[Path], Path]) -> Any:
     if isinstance(content, list | tuple):
         return [with_paths(value, written) for value in content]
     return content
+
+
+def unwritable(folder: Path) -> str | None:
+    """Returns why nothing can be made in a folder; None where something can.
+
+    It is tried: permissions do not tell of a disk that can only be read, or of a folder of the system's own.
+    """
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".kis-", dir=folder))  # noqa: PTH106 - a name, not a path
+    except OSError as error:
+        return error.strerror or str(error)
+    return None

@@ -26,6 +26,7 @@ from megatron_kis.common.identity import (
     differences,
     settings_of,
 )
+from megatron_kis.common.paths import unwritable
 from megatron_kis.config.run import RunConfig
 from megatron_kis.config.study import StudyConfig
 from megatron_kis.training.record import config_fingerprint, result_settings, setting_differences
@@ -142,7 +143,7 @@ def check_output(output: Path) -> None:
     """Refuses an output folder that cannot be made.
 
     Raises:
-        InputError: it, or a folder above it, is a file; or a name is too long.
+        InputError: it, or a folder above it, is a file; a name is too long; or nothing can be made in the folder.
     """
     for place in (output, *output.absolute().parents):
         try:
@@ -154,6 +155,8 @@ def check_output(output: Path) -> None:
         if not folder:
             problem = "is a file where a folder is wanted"
             raise InputError(problem, where=f"output: {place}", remedy="choose another output")
+        if place != output and (reason := unwritable(place)):
+            raise InputError(f"cannot be made ({reason})", where=f"output: {output}", remedy="choose another output")
         return
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
+import errno
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -77,9 +78,41 @@ def test_a_file_is_no_folder_to_write_into(command: str, tmp_path: Path, capsys:
 def test_a_folder_without_the_right_to_write_is_named(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "access", lambda path, _: Path(path) != tmp_path)
+    _forbid(tmp_path, monkeypatch)
     line = refused(command, tmp_path / "new" / "out", capsys)
     assert f"the folder '{tmp_path}' cannot be written; choose another place" in line
+
+
+def _forbid(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets nothing be made in a folder, whoever runs the tests."""
+    made = tempfile.mkdtemp
+
+    def refuses(*, prefix: str, dir: Path) -> str:
+        if Path(dir) == folder:
+            raise PermissionError(errno.EACCES, "Permission denied", str(dir))
+        return made(prefix=prefix, dir=dir)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuses)
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no folder of the system's own on this machine")
+@pytest.mark.parametrize("command", FILES + FOLDERS + PREFIXES)
+def test_a_folder_of_the_systems_own_is_named(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(command, Path("/proc/x/out"), capsys)
+    assert "the folder '/proc' cannot be written; choose another place" in line
+
+
+def test_a_study_whose_output_cannot_be_made_is_refused(
+    tmp_path: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = write_study(tmp_path, tiny_sources)
+    (tmp_path / "place").mkdir()
+    _forbid(tmp_path / "place", monkeypatch)
+    output = tmp_path / "place" / "out"
+    line = refused(f"study plan {study}", f"output={output}", capsys)
+    assert f"output: {output}: cannot be made (Permission denied); choose another output" in line
+    assert "cannot be written" in refused(f"study run {study}", f"output={output}", capsys)
+    assert not list((tmp_path / "place").iterdir())
 
 
 @pytest.mark.parametrize("command", PREFIXES)
@@ -157,6 +190,6 @@ def test_proposals_are_not_made_for_a_study_that_cannot_be_written(
     tmp_path: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = write_study(tmp_path, tiny_sources)
-    monkeypatch.setattr(os, "access", lambda path, _: Path(path) != tmp_path)
+    _forbid(tmp_path, monkeypatch)
     line = refused("study next --params 7b --write", study, capsys)
     assert f"{study}: the folder '{tmp_path}' cannot be written" in line

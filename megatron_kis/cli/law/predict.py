@@ -102,6 +102,9 @@ def _write_curve(path: Path, law: Law, laws: list[Law], prediction: Prediction, 
     from megatron_kis.analysis.law.new_model import NewModel
     from megatron_kis.analysis.law.predicted_curve import predicted_curve, rises, write_predicted_curve
 
+    if law.kind == "tolerance":
+        problem = "a law of the loss tells no rates of answers"
+        raise InputError(problem, where="--curve", remedy="name --kind collapse or --kind onset; or leave it out")
     if law.surface is None:
         raise InputError(
             "this law is from points alone, which tell no rates",
