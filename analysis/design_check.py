@@ -19,7 +19,7 @@ from megatron_kis.analysis.criteria import criteria_of
 from megatron_kis.analysis.criteria.dispersion import expected_dispersion, with_dispersion
 from megatron_kis.analysis.criteria.tests import detectable_drop, p_above, p_greater
 from megatron_kis.analysis.criteria.tolerance_rule import needed_drop
-from megatron_kis.analysis.design.known import KNOWN, enough, half_known, known_share
+from megatron_kis.analysis.design.known import KNOWN, enough, half_known_by, known_share
 from megatron_kis.analysis.design.outline import Outline
 from megatron_kis.analysis.design.requirements import main_slice, models_of
 from megatron_kis.analysis.law.fit import VALIDATED_CELLS, LawRefused, fit_law
@@ -29,7 +29,7 @@ from megatron_kis.analysis.runs.slices import FREQUENCY, Slice
 from megatron_kis.analysis.runs.transitions import Transition
 from megatron_kis.analysis.simulate import Truth, simulate_curve
 from megatron_kis.common.errors import first_of
-from megatron_kis.common.terms import BACKGROUND, INFUSED, TRAIN
+from megatron_kis.common.terms import BACKGROUND, INFUSED
 from megatron_kis.common.units import in_table, rounded_up
 from megatron_kis.config.analysis import AnalysisConfig
 from megatron_kis.study.preflight import Remark
@@ -147,8 +147,7 @@ def design_check(outline: Outline, settings: AnalysisConfig, predict: Sequence[f
     """
     # Pairs of options are not simulated: accuracy stands for them.
     settings = settings.replace(resamples=_RESAMPLES, law_resamples=0, outcome="accuracy")
-    # Sentences that were trained on are known after fewer exposures, which no study has measured.
-    known = tuple(_known(outline)) if settings.split != TRAIN else ()
+    known = tuple(_known(outline, settings))
     one = main_slice(outline, settings)
     if one is None or settings.criterion == "general_loss" or not outline.chance < 1:
         return DesignCheck(one, (), (), known, (), tuple(_unknown(outline, known)))
@@ -168,15 +167,14 @@ def design_check(outline: Outline, settings: AnalysisConfig, predict: Sequence[f
     return DesignCheck(one, targets, powers, known, tuple(simulated), tuple(remarks))
 
 
-def _known(outline: Outline) -> list[Known]:
+def _known(outline: Outline, settings: AnalysisConfig) -> list[Known]:
     found = []
     for params, tokens in sorted(
         {(int(n), int(d)) for n, d in outline.table[["params", "tokens"]].to_numpy().tolist()}
     ):
-        length = outline.exposure_tokens
-        half = half_known(
-            params, tokens, exposure_tokens=math.inf if math.isnan(length) else length, apart=outline.apart
-        )
+        half = half_known_by(params, tokens, outline, settings)
+        if half is None:
+            continue
         found += [
             Known(params, tokens, exposures, facts, half, known_share(exposures, half))
             for exposures, facts in outline.background.items()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from megatron_kis.analysis.criteria.tolerance_rule import needed_drop
-from megatron_kis.analysis.design.known import enough, half_known
+from megatron_kis.analysis.design.known import enough, half_known_by
 from megatron_kis.analysis.design.outline import Outline
 from megatron_kis.analysis.runs.groups import base_group
 from megatron_kis.analysis.runs.slices import FACTS
@@ -74,7 +74,7 @@ def advice(
         open_ = [point for point in own if point.status == RIGHT_CENSORED]
         early = [point for point in own if point.status == LEFT_CENSORED]
         known = [point for point in own if point.informative]
-        found += _never_known(say, unknown, outline) if unknown else []
+        found += _never_known(say, unknown, outline, settings) if unknown else []
         if not whole:
             continue
         found += _too_faint(say, faint, settings, outline) if faint else []
@@ -107,7 +107,7 @@ class _Words:
 _Say = Callable[[Sequence[Transition]], str]
 
 
-def _never_known(say: _Say, points: Sequence[Transition], outline: Outline) -> list[Remark]:
+def _never_known(say: _Say, points: Sequence[Transition], outline: Outline, settings: AnalysisConfig) -> list[Remark]:
     peak = max(point.peak or 0.0 for point in points)
     problem = f"{say(points)}: never reliably above chance ({outline.chance:.2f}; highest rate {peak:.2f}), so that "
     problem += "nothing can be lost"
@@ -115,18 +115,9 @@ def _never_known(say: _Say, points: Sequence[Transition], outline: Outline) -> l
         return [Remark(outline.key_of(points[0].slice), problem, "larger ones, more tokens, or larger models")]
     if not outline.background:
         return [Remark("background.frequency", problem, "show background facts, 300 times each, say")]
-    length = outline.exposure_tokens
     most = max(outline.background)
-    half = max(
-        half_known(
-            point.params,
-            point.tokens,
-            exposure_tokens=math.inf if math.isnan(length) else length,
-            apart=outline.apart,
-        )
-        for point in points
-    )
-    wanted = max(enough(half), 2 * most)
+    halves = [half_known_by(point.params, point.tokens, outline, settings) for point in points]
+    wanted = max([2 * most, *(enough(half) for half in halves if half is not None)])
     key = "background.groups" if len(outline.background) > 1 else "background.frequency"
     change = f"{key}: {wanted} in place of {most}, in another study with an output of its own; or more tokens"
     return [Remark(key, problem, change)]

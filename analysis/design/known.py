@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import math
 
+from megatron_kis.analysis.design.outline import Outline
+from megatron_kis.common.terms import TRAIN
 from megatron_kis.common.units import rounded_up
+from megatron_kis.config.analysis import AnalysisConfig
 
 APART, TOGETHER = 37.0, 254.0
 """Exposures of both kinds at 100,000 parameters and a million tokens."""
@@ -38,6 +41,17 @@ def half_known(params: float, tokens: float, *, exposure_tokens: float, apart: b
     kind = math.exp((easy * math.log(APART) + (2 - easy) * math.log(TOGETHER)) / 2)
     n, d = (min(max(value, low), high) for value, (low, high) in ((params, _PARAMS), (tokens, _TOKENS)))
     return kind * math.pow(n / 1e5, _SIZE) * math.pow(d / 1e6, _BUDGET)
+
+
+def half_known_by(params: float, tokens: float, outline: Outline, settings: AnalysisConfig) -> float | None:
+    """Returns ``half_known`` of a model of a study; None where it is judged by sentences that it was trained on.
+
+    Those are known after fewer exposures, which no study has measured.
+    """
+    if settings.split == TRAIN:
+        return None
+    length = math.inf if math.isnan(outline.exposure_tokens) else outline.exposure_tokens
+    return half_known(params, tokens, exposure_tokens=length, apart=outline.apart)
 
 
 def known_share(exposures: float, half: float) -> float:

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from megatron_kis.analysis.criteria.dispersion import expected_dispersion, study_dispersion
+from megatron_kis.analysis.design.advice import advice
 from megatron_kis.analysis.design.known import APART, TOGETHER, half_known, known_share
 from megatron_kis.analysis.design.outline import Outline, outline_of, sketch
 from megatron_kis.analysis.design.requirements import requirements
@@ -21,6 +22,7 @@ from megatron_kis.common.configuration import parse_config
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.analysis import AnalysisConfig
 from megatron_kis.config.study import StudyConfig
+from tests.analysis.points import point
 from tests.pages import ROOT
 
 RESULTS = ROOT / "docs" / "study" / "results"
@@ -210,3 +212,14 @@ def test_sentences_that_were_trained_on_are_not_judged_by_those_that_were_not():
     assert checked(**few).known and "likely not known" in str(checked(**few).remarks)
     trained = checked(**few, analysis={"split": "train"})
     assert trained.known == () and "likely not known" not in str(trained.remarks)
+
+
+def test_what_to_change_for_trained_sentences_does_not_follow_from_held_out_ones() -> None:
+    def wanted(split: str) -> int:
+        of = study(background={"frequency": 3}, analysis={"split": split})
+        never = point(10**5, 0, 2_000_000, status="inconclusive", group="background", peak=0.26)
+        (said,) = advice([never], outline(of), of.analysis)
+        return int(said.change.split("background.frequency: ")[1].split()[0])
+
+    assert wanted("train") == 6, "twice as often: how often is enough is not known"
+    assert wanted("held_out") > 100
