@@ -20,9 +20,9 @@ ROOT = Path(__file__).parents[4]
 STUDIES = sorted((ROOT / "run_scripts" / "studies").glob("*.yaml"))
 
 
-def dry_run(study: Path, capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, Any]:
+def dry_run(study: Path, capsys: pytest.CaptureFixture[str], *options: str, setting: str = "") -> dict[str, Any]:
     capsys.readouterr()
-    assert main(["study", "submit", "--dry-run", "--json", *options, str(study)]) == 0
+    assert main(["study", "submit", "--dry-run", "--json", *options, str(study), *setting.split()]) == 0
     return json.loads(capsys.readouterr().out)
 
 
@@ -37,7 +37,8 @@ def test_every_study_is_shown_without_data_and_without_slurm(
     study: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    shown = dry_run(study, capsys)
+    output = f"output={tmp_path / 'out'}"  # where nothing is done yet, whatever this checkout has run
+    shown = dry_run(study, capsys, setting=output)
     jobs = shown["jobs"]
     assert (jobs[0]["job"], jobs[-1]["job"]) == ("data", "report")
     assert shown["cells"] == sum(job["cells"] for job in jobs) > 0
@@ -48,7 +49,7 @@ def test_every_study_is_shown_without_data_and_without_slurm(
         assert ended.returncode == 0, f"{script}\n{ended.stderr}"
     assert not list(tmp_path.iterdir())
 
-    assert main(["study", "submit", "--dry-run", str(study)]) == 0
+    assert main(["study", "submit", "--dry-run", str(study), output]) == 0
     said = capsys.readouterr().out
     assert "#SBATCH --signal=B:USR1@" in said
     assert "nothing was submitted" in said
