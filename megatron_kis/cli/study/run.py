@@ -36,6 +36,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     run = add_step(
         steps, "run", "prepare the data, execute the runs that are not done, analyse, write the report", _run
     )
+    run.description = f"{run.description} Runs that are done are not asked again: kis study probe does that."
     run.add_argument("--workers", type=int, metavar="N", help="runs side by side (default: the study's, or all cores)")
     add_selection(run)
 
