@@ -36,18 +36,24 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def _probe(options: argparse.Namespace) -> int:
     from megatron_kis.study.lock import study_lock
 
+    if options.batch_size is not None and options.batch_size < 1:
+        raise InputError(f"is {options.batch_size}", where="--batch-size", remedy="use at least 1")
     study = load_study(options)
     check_report(study)
     every = look_over(study)
-    done = [run for run in every if (run.output / "DONE").exists()]
-    chosen = [run for run in selected(every, options.only) if (run.output / "DONE").exists()]
-    if not chosen:
-        which = "of these runs" if options.only and done else "run"
-        raise InputError(f"no {which} has ended", where=str(study.output), remedy="kis study run trains them")
+    named = selected(every, options.only)
+    chosen = [run for run in named if (run.output / "DONE").exists()]
+    if not chosen and options.only is None:
+        raise InputError("no run has ended", where=str(study.output), remedy="kis study run trains them")
+    if options.only and (others := [run.name for run in named if run not in chosen]):
+        raise InputError(
+            f"not ended yet: {first_of(others, _SHOWN)}", where="--only", remedy="kis study run trains them"
+        )
     with study_lock(study.output):
         questions = _prepare(study, every)
         failed = _ask(study, chosen, questions, batch_size=options.batch_size)
-    analyse(study, as_json=options.json)
+    if len(failed) < len(chosen):
+        analyse(study, as_json=options.json)
     if failed:
         raise JobError(f"{len(failed)} of {len(chosen)} runs could not be asked: {first_of(failed, _SHOWN)}")
     return 0
