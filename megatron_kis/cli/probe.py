@@ -29,7 +29,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--pipeline", type=int, default=1, metavar="N", help="pipeline stages (default: 1)")
     parser.add_argument("--json", action="store_true", help="print all rules and the choices behind them as JSON")
     parser.add_argument("--outcomes", type=new_file, metavar="FILE.npz", help="write one record per question")
-    kept = "keep the answers in the run's folder beside its own, for the analysis (as kis study probe); a finished run"
+    kept = "keep the answers in the run's folder next to its own, for the analysis (as kis study probe); a finished run"
     parser.add_argument("--keep", action="store_true", help=kept)
     when = "write when each question was learned, forgotten and learned again in the run's own probes; asks nothing"
     parser.add_argument("--histories", type=new_file, metavar="FILE.csv", help=when)
