@@ -45,14 +45,14 @@ def _probe(options: argparse.Namespace) -> int:
         raise InputError(
             f"no scoring rule {options.scoring!r}", where="--scoring", remedy=nearest(options.scoring, RULES)
         )
+    if options.keep:
+        return _keep(options)
     if options.histories is not None:
         from megatron_kis.evaluate.history import write_histories
 
         moments = write_histories(options.run, options.histories, rule=options.scoring)
         print(f"{options.histories}: {moments} moments, rule {options.scoring}")
         return 0
-    if options.keep:
-        return _keep(options)
     found = evaluate_checkpoint(
         options.run,
         step=options.step,
@@ -80,9 +80,10 @@ def _keep(options: argparse.Namespace) -> int:
     from megatron_kis.evaluate.ask import ask_again
     from megatron_kis.training.artifacts import open_run
 
-    for name, given in (("--step", options.step), ("--outcomes", options.outcomes)):
-        if given is not None:
-            raise InputError("does not go with --keep, which asks the last step", where=name, remedy="leave it out")
+    for name in ("step", "outcomes", "histories", "json"):
+        if getattr(options, name) not in (None, False):
+            problem = "does not go with --keep, which keeps the answers of the last step"
+            raise InputError(problem, where=f"--{name}", remedy="leave it out")
     probes = open_run(options.run).config.probes
     if options.all_templates:
         probes = probes.replace(templates=dict.fromkeys(SPLITS))

@@ -202,6 +202,8 @@ def test_what_cannot_be_asked_is_refused_and_nothing_is_written(
     before = hashes(run)
     for words, named in (
         (["--keep", "--step", "5"], "--step: does not go with --keep"),
+        (["--keep", "--histories", tmp_path / "moments.csv"], "--histories: does not go with --keep"),
+        (["--keep", "--all-templates", "--json"], "--json: does not go with --keep"),
         (["--keep", "--all-templates", "--batch-size", "0"], "batch size: is 0"),
         (["--keep", "--exposures", tmp_path / "none"], "none.questions.jsonl"),
     ):
