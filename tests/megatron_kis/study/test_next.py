@@ -12,8 +12,11 @@ import yaml
 
 from megatron_kis.analysis.simulate import Truth, simulate_table, write_runs
 from megatron_kis.cli.main import main
-from megatron_kis.common.configuration import parse_config
-from megatron_kis.config.study import LadderEntry
+from megatron_kis.cli.study.common import data_config
+from megatron_kis.common.configuration import load_config, parse_config
+from megatron_kis.config.study import LadderEntry, StudyConfig
+from megatron_kis.study.grid import runs_of
+from megatron_kis.training.record import result_settings
 
 ENTRIES = [{"layers": 2, "width": width, "heads": 2, "name": f"w{width}"} for width in (32, 48, 64)]
 LEVELS = [0, 100, 200, 400, 800]
@@ -97,3 +100,18 @@ def test_where_nothing_can_be_lost_any_more_the_limit_is_named(
     assert content["runs"] == []
     assert "nothing is lost up to the largest F" in printed
     assert "of the tokens are exposures: larger token_budgets, fewer infused facts" in printed
+
+
+def test_runs_that_were_not_asked_the_study_s_questions_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = written(tmp_path, without_collapse(facts=30, base=0.55, fact_tokens=24.0))
+    config = load_config(StudyConfig, study)
+    one = next(run for run in runs_of(config, data_config(config)) if run.infusion.frequency == 100)
+    record = one.output / "run.json"
+    asked_few = one.replace(probes=one.probes.replace(facts_per_group=3))
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"settings": result_settings(asked_few)}))
+    capsys.readouterr()
+    assert main(["study", "next", str(study)]) == 0
+    said = capsys.readouterr().err
+    assert f"1 complete run was not asked the study's questions yet: {one.name}; kis study probe" in said
