@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from megatron_kis.cli.study.common import DATA_FOLDER, add_step, load_study, look_over
 from megatron_kis.cli.study.report import analyse, check_report
-from megatron_kis.cli.study.run import selected
+from megatron_kis.cli.study.run import add_only, selected
 from megatron_kis.common.errors import InputError, JobError, KisError, first_of, printable
 
 if TYPE_CHECKING:
@@ -27,9 +27,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser = add_step(
         steps, "probe", "ask finished runs the questions that the study has by now, without training", _probe
     )
-    parser.add_argument(
-        "--only", nargs="+", action="extend", metavar="RUN", help="these runs alone, by the names of kis study status"
-    )
+    add_only(parser)
     parser.add_argument("--batch-size", type=int, metavar="N", help="options in a forward pass (default: the study's)")
 
 
@@ -49,6 +47,7 @@ def _probe(options: argparse.Namespace) -> int:
         raise InputError(
             f"not ended yet: {first_of(others, _SHOWN)}", where="--only", remedy="kis study run trains them"
         )
+    logger.info(f"{study.name}: {len(chosen)} of {len(named)} runs have ended")
     with study_lock(study.output):
         questions = _prepare(study, every)
         failed = _ask(study, chosen, questions, batch_size=options.batch_size)
@@ -99,7 +98,7 @@ def _ask(study: StudyConfig, runs: list[RunConfig], questions: Path, *, batch_si
         wanted = asking_of(sha256, {"probes": run.probes.model_dump(mode="json")})
         if place_of_answers(run.output, read_json(run.output / RUN_FILE, RUN_SCHEMA), wanted) is None:
             open_runs.append(run)
-    logger.info(f"{study.name}: {len(runs)} runs have ended, {len(runs) - len(open_runs)} were asked already")
+    logger.info(f"{study.name}: {len(runs) - len(open_runs)} of {len(runs)} were asked these questions already")
     for number, run in enumerate(open_runs, start=1):
         logger.info(f"asking {run.name} ({number} of {len(open_runs)})")
         try:

@@ -89,7 +89,8 @@ def test_new_questions_are_asked_without_training_and_added_beside_the_old_ones(
 
     status, said = kis(capsys, "study", "probe", done)
     assert (status, hashes(out / "runs")) == (0, after)
-    assert "1 runs have ended, 1 were asked already" in said
+    assert "1 of 1 runs have ended" in said
+    assert "1 of 1 were asked these questions already" in said
     assert kis(capsys, "study", "report", done)[0] == 0
     survival = done.parent / "survival.csv"
     assert kis(capsys, "law", "survival", out, "--output", survival)[0] == 0
