@@ -114,9 +114,9 @@ class Preparation:
             state = state_of(step, self.output, seen)
             if not (state.fresh or state.asks_alone or (state.only_versions and not state.damage)):
                 raise InputError(
-                    f"not only the questions are others ({', '.join(state.reasons(step.name))})",
+                    f"more than the questions has changed ({', '.join(state.reasons(step.name))})",
                     where=str(self.output),
-                    remedy="restore what the runs were trained with; only questions can be asked anew",
+                    remedy="restore what the runs were trained with; kis study run makes missing files again",
                 )
             if self._complete(step, seen) != self.output:
                 self._keep_order(held=True)

@@ -29,7 +29,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--pipeline", type=int, default=1, metavar="N", help="pipeline stages (default: 1)")
     parser.add_argument("--json", action="store_true", help="print all rules and the choices behind them as JSON")
     parser.add_argument("--outcomes", type=new_file, metavar="FILE.npz", help="write one record per question")
-    kept = "keep the answers in the run's folder beside its own, for the analysis (as kis study probe); a finished run"
+    kept = "keep the answers in the run's folder next to its own, for the analysis (as kis study probe); a finished run"
     parser.add_argument("--keep", action="store_true", help=kept)
     when = "write when each question was learned, forgotten and learned again in the run's own probes; asks nothing"
     parser.add_argument("--histories", type=new_file, metavar="FILE.csv", help=when)
@@ -45,14 +45,14 @@ def _probe(options: argparse.Namespace) -> int:
         raise InputError(
             f"no scoring rule {options.scoring!r}", where="--scoring", remedy=nearest(options.scoring, RULES)
         )
+    if options.keep:
+        return _keep(options)
     if options.histories is not None:
         from megatron_kis.evaluate.history import write_histories
 
         moments = write_histories(options.run, options.histories, rule=options.scoring)
         print(f"{options.histories}: {moments} moments, rule {options.scoring}")
         return 0
-    if options.keep:
-        return _keep(options)
     found = evaluate_checkpoint(
         options.run,
         step=options.step,
@@ -80,9 +80,10 @@ def _keep(options: argparse.Namespace) -> int:
     from megatron_kis.evaluate.ask import ask_again
     from megatron_kis.training.artifacts import open_run
 
-    for name, given in (("--step", options.step), ("--outcomes", options.outcomes)):
-        if given is not None:
-            raise InputError("does not go with --keep, which asks the last step", where=name, remedy="leave it out")
+    for name in ("step", "outcomes", "histories", "json"):
+        if getattr(options, name) not in (None, False):
+            problem = "does not go with --keep, which keeps the answers of the last step"
+            raise InputError(problem, where=f"--{name}", remedy="leave it out")
     probes = open_run(options.run).config.probes
     if options.all_templates:
         probes = probes.replace(templates=dict.fromkeys(SPLITS))

@@ -1,6 +1,6 @@
 """What a run was asked: which questions, and which of them.
 
-A run's own logs hold the answers to the questions that it was trained with. Answers to others are kept beside them, in
+A run's own logs hold the answers to the questions that it was trained with. Answers to others are kept next to them, in
 a folder for each set of questions:
 
 | file in ``RUN/asked/<key>/`` | content |
@@ -110,16 +110,20 @@ def answers_of(run: Path) -> dict[Asking, Path]:
     found: list[tuple[str, Asking, Path]] = []
     for name in steadily(names, folder):
         path = folder / name / FILE
-        record = read_json(path, SCHEMA, keys=(QUESTIONS, "probes", "asked", "files"))
-        if not isinstance(record["probes"], dict):
-            raise InputError("'probes' is no object", where=str(path), remedy=f"remove the folder {folder / name}")
+        try:
+            record = read_json(path, SCHEMA, keys=(QUESTIONS, "probes", "asked", "files"))
+            if not isinstance(record["probes"], dict):
+                raise InputError("'probes' is no object", where=str(path))
+        except InputError as error:
+            remedy = f"remove the folder {folder / name}, and ask again with kis study probe"
+            raise InputError(error.problem, where=error.where, remedy=remedy) from None
         asking = asking_of(str(record[QUESTIONS]), {"probes": record["probes"]})
         found.append((str(record["asked"]), asking, folder / name))
     return {asking: place for _, asking, place in sorted(found, key=lambda one: (one[0], one[2].name))}
 
 
 def place_of_answers(run: Path, record: Mapping[str, Any], wanted: Asking) -> Path | None:
-    """Returns the folder with a run's answers to these questions: its own, or one beside; None if it has none.
+    """Returns the folder with a run's answers to these questions: its own, or one in ``asked``; None if it has none.
 
     Raises:
         InputError: a record is damaged.

@@ -1,6 +1,6 @@
 """A finished run asked again: other questions, or another choice of them, answered by its last checkpoint.
 
-The answers are kept in the run's folder beside its own (``common.asked``); nothing that is there is changed.
+The answers are kept in the run's folder next to its own (``common.asked``); nothing that is there is changed.
 """
 
 from __future__ import annotations

@@ -301,7 +301,7 @@ def as_begun(config: RunConfig) -> tuple[RunConfig, Path | None]:
         InputError: the questions that it keeps were changed.
     """
     kept, path = config.output / QUESTIONS, config.output / RUN_FILE
-    saved = any((config.output / "checkpoints").glob("step-*"))  # else it begins anew, with the questions of now
+    saved = any((config.output / "checkpoints").glob("step-*"))  # else it begins again, with the present questions
     if (config.output / "DONE").exists() or not (saved and kept.is_file() and path.is_file()):
         return config, None
     try:

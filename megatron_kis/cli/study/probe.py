@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from megatron_kis.cli.study.common import DATA_FOLDER, add_step, load_study, look_over
 from megatron_kis.cli.study.report import analyse, check_report
-from megatron_kis.cli.study.run import selected
+from megatron_kis.cli.study.run import add_only, selected
 from megatron_kis.common.errors import InputError, JobError, KisError, first_of, printable
 
 if TYPE_CHECKING:
@@ -27,27 +27,32 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser = add_step(
         steps, "probe", "ask finished runs the questions that the study has by now, without training", _probe
     )
-    parser.add_argument(
-        "--only", nargs="+", action="extend", metavar="RUN", help="these runs alone, by the names of kis study status"
-    )
+    add_only(parser)
     parser.add_argument("--batch-size", type=int, metavar="N", help="options in a forward pass (default: the study's)")
 
 
 def _probe(options: argparse.Namespace) -> int:
     from megatron_kis.study.lock import study_lock
 
+    if options.batch_size is not None and options.batch_size < 1:
+        raise InputError(f"is {options.batch_size}", where="--batch-size", remedy="use at least 1")
     study = load_study(options)
     check_report(study)
     every = look_over(study)
-    done = [run for run in every if (run.output / "DONE").exists()]
-    chosen = [run for run in selected(every, options.only) if (run.output / "DONE").exists()]
-    if not chosen:
-        which = "of these runs" if options.only and done else "run"
-        raise InputError(f"no {which} has ended", where=str(study.output), remedy="kis study run trains them")
+    named = selected(every, options.only)
+    chosen = [run for run in named if (run.output / "DONE").exists()]
+    if not chosen and options.only is None:
+        raise InputError("no run has ended", where=str(study.output), remedy="kis study run trains them")
+    if options.only and (others := [run.name for run in named if run not in chosen]):
+        raise InputError(
+            f"not ended yet: {first_of(others, _SHOWN)}", where="--only", remedy="kis study run trains them"
+        )
+    logger.info(f"{study.name}: {len(chosen)} of {len(named)} runs have ended")
     with study_lock(study.output):
         questions = _prepare(study, every)
         failed = _ask(study, chosen, questions, batch_size=options.batch_size)
-    analyse(study, as_json=options.json)
+    if len(failed) < len(chosen):
+        analyse(study, as_json=options.json)
     if failed:
         raise JobError(f"{len(failed)} of {len(chosen)} runs could not be asked: {first_of(failed, _SHOWN)}")
     return 0
@@ -93,7 +98,7 @@ def _ask(study: StudyConfig, runs: list[RunConfig], questions: Path, *, batch_si
         wanted = asking_of(sha256, {"probes": run.probes.model_dump(mode="json")})
         if place_of_answers(run.output, read_json(run.output / RUN_FILE, RUN_SCHEMA), wanted) is None:
             open_runs.append(run)
-    logger.info(f"{study.name}: {len(runs)} runs have ended, {len(runs) - len(open_runs)} were asked already")
+    logger.info(f"{study.name}: {len(runs) - len(open_runs)} of {len(runs)} were asked these questions already")
     for number, run in enumerate(open_runs, start=1):
         logger.info(f"asking {run.name} ({number} of {len(open_runs)})")
         try:

@@ -36,19 +36,14 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     run = add_step(
         steps, "run", "prepare the data, execute the runs that are not done, analyse, write the report", _run
     )
+    run.description = f"{run.description} Runs that are done are not asked again: kis study probe does that."
     run.add_argument("--workers", type=int, metavar="N", help="runs side by side (default: the study's, or all cores)")
     add_selection(run)
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
     """Adds the options that select runs of a study."""
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        action="extend",
-        metavar="RUN",
-        help="only these runs, by the names that kis study status shows",
-    )
+    add_only(parser)
     parser.add_argument(
         "--retry-failed", action="store_true", help="try runs again that were given up (executor.retries)"
     )
@@ -122,6 +117,17 @@ def another_try(runs: list[RunConfig], settings: ExecutorConfig, options: argpar
     leases = {run.output: read_lease(run.output) for run in runs}
     idle = [folder for folder, lease in leases.items() if lease is None or not is_live(lease, seconds=seconds)]
     (request_restart if options.restart else reset_failures)(idle)
+
+
+def add_only(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that names runs of a study; see ``selected``."""
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        action="extend",
+        metavar="RUN",
+        help="only these runs, by the names that kis study status shows",
+    )
 
 
 def selected(runs: list[RunConfig], names: list[str] | None) -> list[RunConfig]:

@@ -89,7 +89,8 @@ def test_new_questions_are_asked_without_training_and_added_beside_the_old_ones(
 
     status, said = kis(capsys, "study", "probe", done)
     assert (status, hashes(out / "runs")) == (0, after)
-    assert "1 runs have ended, 1 were asked already" in said
+    assert "1 of 1 runs have ended" in said
+    assert "1 of 1 were asked these questions already" in said
     assert kis(capsys, "study", "report", done)[0] == 0
     survival = done.parent / "survival.csv"
     assert kis(capsys, "law", "survival", out, "--output", survival)[0] == 0
@@ -139,7 +140,7 @@ def test_settings_of_the_questions_name_the_runs_that_were_not_asked_and_are_ask
     assert {name: text for name, text in hashes(out / "runs").items() if name in before} == before
 
 
-def test_what_a_run_was_trained_on_is_not_asked_anew(
+def test_what_a_run_was_trained_on_is_not_asked_again(
     done: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = done.parent / "out"
@@ -164,8 +165,11 @@ def test_a_run_without_its_last_checkpoint_is_named_and_the_others_are_reported(
     manifest.unlink()
     edited(done, probes={"facts_per_group": 4})
     status, said = kis(capsys, "study", "probe", done)
-    assert status != 0
+    assert status == 1
     assert f"{RUN} could not be asked: " in said
+    last = said.splitlines()[-1]
+    assert last.startswith(f"kis: error: 1 of 1 runs could not be asked: {RUN}: ")
+    assert "has no whole checkpoint of step 10" in last
     assert not list(run.glob("asked/*"))
 
 
@@ -193,10 +197,14 @@ def test_what_cannot_be_asked_is_refused_and_nothing_is_written(
     assert status == 2
     assert "no run has ended; kis study run trains them" in said
     assert not (tmp_path / "new" / "out").exists()
+    status, said = kis(capsys, "study", "probe", done, "--batch-size", "0")
+    assert (status, said) == (2, "kis: error: --batch-size: is 0; use at least 1\n")
     run = done.parent / "out" / "runs" / RUN
     before = hashes(run)
     for words, named in (
         (["--keep", "--step", "5"], "--step: does not go with --keep"),
+        (["--keep", "--histories", tmp_path / "moments.csv"], "--histories: does not go with --keep"),
+        (["--keep", "--all-templates", "--json"], "--json: does not go with --keep"),
         (["--keep", "--all-templates", "--batch-size", "0"], "batch size: is 0"),
         (["--keep", "--exposures", tmp_path / "none"], "none.questions.jsonl"),
     ):
@@ -207,3 +215,25 @@ def test_what_cannot_be_asked_is_refused_and_nothing_is_written(
     status, said = kis(capsys, "probe", run, "--keep")
     assert status == 2
     assert "is no finished run" in said
+    status, said = kis(capsys, "study", "probe", done, "--only", RUN)
+    assert status == 2
+    assert said.endswith(f"--only: not ended yet: {RUN}; kis study run trains them\n")
+
+
+def test_what_is_missing_or_damaged_is_named_with_what_to_do(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = done.parent / "out"
+    questions = out / "data" / "exposures.questions.jsonl"
+    questions.rename(questions.with_name("away"))
+    status, said = kis(capsys, "study", "probe", done)
+    assert status == 2
+    assert f"more than the questions has changed ({questions.name}: missing)" in said
+    assert "kis study run makes missing files again" in said
+    questions.with_name("away").rename(questions)
+    record = out / "runs" / RUN / "asked" / "0123456789ab" / "asked.json"
+    record.parent.mkdir(parents=True)
+    for content in (None, "x", '{"schema": "kis.asked/1", "questions": "q", "probes": 1, "asked": "t", "files": {}}'):
+        if content is not None:
+            record.write_text(content)
+        status, said = kis(capsys, "study", "probe", edited(done, probes={"facts_per_group": 4}))
+        assert status == 2
+        assert said.endswith(f"; remove the folder {record.parent}, and ask again with kis study probe\n")

@@ -70,7 +70,7 @@ def test_requeues_end_when_they_bring_no_run_further(tiny_run: Callable[..., Run
             start()
         assert stopped.value.exit_status == 75
     checkpoint(runs[1], 3)
-    for _ in range(2):  # progress lets the count begin anew
+    for _ in range(2):  # progress lets the count begin again
         with pytest.raises(Stopped):
             start()
     with pytest.raises(JobError, match=r"2 times without a new checkpoint of a, b; raise cluster\.time_limit"):
