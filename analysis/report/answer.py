@@ -310,7 +310,7 @@ def _decided(result: AnalysisResult, d: Decision) -> list[str]:
         sentences += _why_not_firm(d)
     beyond = max(model.prediction.extrapolation_factor for model in d.models)
     if beyond > 1:
-        sentences.append(f"The target lies {fmt.frequency(beyond)} times beyond the models that were trained.")
+        sentences.append(f"The target is {fmt.frequency(beyond)} times beyond the models that were trained.")
     return sentences
 
 
@@ -323,7 +323,7 @@ def _amounts(d: Decision) -> str:
     if d.amounts.tokens is not None:
         known.append(f"{fmt.size(d.amounts.tokens)} tokens of domain data")
     if d.slice.axis == FACTS and d.amounts.bits is not None:
-        known.append(f"{fmt.number(d.amounts.bits / d.params, 2)} bits a parameter")
+        known.append(f"{fmt.number(d.amounts.bits / d.params, 2)} bits per parameter")
     return f" ({', '.join(known)})" if known else ""
 
 
@@ -421,7 +421,7 @@ def _terms(result: AnalysisResult, points: Sequence[Transition]) -> list[str]:
             "tolerance_rule": f"up to there, less than {100 * settings.r:g}% of the highest rate is lost",
             "half_margin": f"up to there, the mean margin is above {100 * settings.margin_share:g}% of its highest",
         }.get(settings.criterion, "up to there, its fall has not begun")
-        said.append("Earlier knowledge: the background facts, which stand in the general text")
+        said.append("Earlier knowledge: the background facts, which are part of the general text")
         said.append(f"Kept: {rule}")
     if _WORSE in kinds:
         said.append("Worse: than without infusion")

@@ -79,7 +79,7 @@ class DoseAxis:
 
 @dataclass(frozen=True)
 class RatioAxis:
-    """The infusion ratio on a linear axis: where much of the text is displaced, levels lie apart."""
+    """The infusion ratio on a linear axis: where much of the text is displaced, levels are far apart."""
 
     doses: dict[float, float]
     """Doses by their ratio, for the axis above; empty where a ratio is of several doses."""

@@ -129,15 +129,27 @@ def _background(records: list[dict[str, Any]]) -> str:
     bases = sorted({float(value) for value in base if isinstance(value, int | float)})
     least = sorted(float(value) for value in shown if isinstance(value, int | float))
     times = f" {fmt.span(fmt.frequency(bases[0]), fmt.frequency(bases[-1]))} times each" if bases else ""
+    groups = _strengths(records)
+    if groups:
+        often = fmt.listed([fmt.frequency(exposures) for exposures in groups])
+        times = f" in {len(groups)} groups ({often} times each)"
     if list(policies) == ["displaced"]:
-        said = f"They stand in the general text and are shown{times} without infusion. Infusion displaces them with it"
+        said = f"They are in the general text and are shown{times} without infusion. Infusion displaces them with it"
         if bases and least and least[0] < bases[0]:
-            said += f", down to {fmt.frequency(least[0])} times at the largest dose"
+            mean = " on average" if groups else ""
+            said += f", down to {fmt.frequency(least[0])} times{mean} at the largest dose"
         return f"{said}. A loss then has two causes: facts are shown less often, and others are learned over them."
     if list(policies) == ["protected"]:
-        often = times or " a fixed number of times"
-        return f"They are shown{often}, whatever is infused (protected). What is lost is lost although it is shown."
+        times = times or " a fixed number of times"
+        return f"They are shown{times}, whatever is infused (protected). What is lost is still shown."
     return f"Their policy differs between runs: {fmt.listed([f'{name} ({n} runs)' for name, n in policies.items()])}."
+
+
+def _strengths(records: list[dict[str, Any]]) -> list[float]:
+    """Returns how often each group of background facts is shown without infusion; empty where there is one group."""
+    lists = [listed for record in records if isinstance(listed := record.get("background_groups"), list)]
+    found = {_part(group, "frequency") for listed in lists if len(listed) > 1 for group in listed}
+    return sorted(float(often) for often in found if isinstance(often, int | float))
 
 
 def _models(records: list[dict[str, Any]]) -> str:
@@ -189,7 +201,7 @@ def _time_and_place(runs: Runs) -> str:
     if runs.seconds:
         each, total = sorted(runs.seconds.values()), sum(runs.seconds.values())
         span = fmt.span(duration(each[0]), duration(each[-1]))
-        said.append(f"{span} a run, {duration(total)} in all")
+        said.append(f"{span} per run, {duration(total)} in all")
     return f"{'; '.join(said)}." if said else ""
 
 

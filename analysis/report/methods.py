@@ -55,7 +55,7 @@ def _bootstrap(laws: list[Law]) -> list[str]:
     kinds = list(dict.fromkeys(str(law.calibration.get("method", "")) for law in checked if law.calibration))
     how = fmt.listed([kind for kind in kinds if kind])
     return [
-        f"Beside that, as a check and not as the interval: {counts} bootstrap resamples{f' ({how})' if how else ''}."
+        f"In addition, as a check and not as the interval: {counts} bootstrap resamples{f' ({how})' if how else ''}."
     ]
 
 

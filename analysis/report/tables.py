@@ -397,7 +397,7 @@ def decisions(result: AnalysisResult) -> Table | None:
 
 
 def _checks(predictions: Sequence[Prediction]) -> list[Column]:
-    """Returns columns of the intervals beside the headline that any prediction has."""
+    """Returns columns of the intervals, other than the main one, that any prediction has."""
     names = {
         "if straight": "straight_interval",
         "from points": "points_interval",

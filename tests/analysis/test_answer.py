@@ -214,9 +214,25 @@ def test_what_was_learned_from_what_is_read_from_the_records(void):
     assert rows["General text"] == "glosses.jsonl."
     assert rows["Facts"].startswith("48 infused, 48 background and 48 control, from triples.tsv; 3 relations: ")
     assert "displaces them" in rows["Background facts"]
-    assert rows["When and where"] == "12 runs, 2026-01-02; cpu (synthetic-host); 2 min a run, 18 min in all."
+    assert rows["When and where"] == "12 runs, 2026-01-02; cpu (synthetic-host); 2 min per run, 18 min in all."
     assert "What was learned from what" in render(void)
     assert experiment(analyse_points(everything(), QUICK)) is None
+
+
+def test_background_groups_are_told_by_their_own_exposures(void):
+    groups = [{"facts": 16, "frequency": often} for often in (30, 60, 120)]
+    plan = {"background_base_frequency": 70, "background_frequency": 35}
+
+    def told(policy):
+        changed = {"background_policy": policy, "background_groups": groups, "plan": plan}
+        records = {name: record | changed for name, record in void.runs.records.items()}
+        return dict(experiment(replace(void, runs=replace(void.runs, records=records))).rows)["Background facts"]
+
+    assert "are shown in 3 groups (30, 60 and 120 times each), whatever is infused" in told("protected")
+    assert "in 3 groups (30, 60 and 120 times each) without infusion" in told("displaced")
+    assert "down to 35 times on average at the largest dose" in told("displaced")
+    groups[1:] = []
+    assert "are shown 70 times each, whatever" in told("protected")
 
 
 def test_an_infused_fact_is_shown_with_its_question_where_a_run_keeps_them(void, monkeypatch):
