@@ -67,10 +67,10 @@ def residuals(law: Law) -> Drawing | None:
         axes.axhline(0, color=COLOURS["muted"], linewidth=1)
         for sign in (-1, 1):
             axes.axhline(sign * 2 * law.sigma, color=COLOURS["muted"], linewidth=0.9, linestyle=(0, (4, 3)))
-        for p in known:
-            spread = [math.log(v / p["value"]) + p["residual"] for v in (p["low"], p["high"]) if v]
-            if len(spread) == 2:
-                axes.plot([p["params"]] * 2, spread, color=COLOURS[_colour(law)], linewidth=1.4, alpha=0.6)
+        bars = [p for p in known if p["low"] and p["high"]]
+        lows, highs = ([math.log(p[end] / p["value"]) + p["residual"] for p in bars] for end in ("low", "high"))
+        sizes = [p["params"] for p in bars]
+        drawn.ranges(sizes, lows, highs, series="seen", colour=_colour(law), linewidth=1.4, alpha=0.6)
         log = f"log {law.slice.symbol_at_transition}"
         tips = [
             f"N = {fmt.size(p['params'])}, D = {fmt.size(p['tokens'])}\nresidual {fmt.number(p['residual'])} in {log}"

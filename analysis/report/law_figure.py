@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -101,37 +102,47 @@ def _draw_law(drawn: Panel, law: Law, smallest: float, largest: float, colour: s
 
 
 def _draw_points(drawn: Panel, points: Sequence[Transition], colour: str) -> None:
-    axes = drawn.axes
-    for p in points:
-        tip = f"N = {fmt.size(p.params)}, D = {fmt.size(p.tokens)}\n{fmt.finding(p)}; {fmt.STATUS_WORDS[p.status]}"
-        place = p.value or p.low or p.high
-        assert place is not None
-        if p.informative:
-            low, high = p.low or place, p.high or place
-            axes.plot([p.params] * 2, [low, high], color=COLOURS[colour], linewidth=1.6)
-            axes.plot([p.params] * 2, [low, high], color=COLOURS[colour], linestyle="none", marker="_", markersize=7)
-            drawn.points([p.params], [place], [tip], series="seen", colour=colour, marker="o", markersize=6, zorder=4)
-            continue
-        marker = {RIGHT_CENSORED: "^", LEFT_CENSORED: "v"}.get(p.status, "x")
-        drawn.points(
-            [p.params],
-            [place],
-            [tip],
-            series="censored",
-            colour=colour,
-            marker=marker,
-            markersize=7,
-            markerfacecolor=COLOURS["panel"],
-            zorder=4,
-        )
+    """Draws points with their intervals; all of a kind at once, as each drawn alone takes twice the bytes."""
+    seen = [p for p in points if p.informative]
+    if seen:
+        sizes, ends = [p.params for p in seen], [(p.low or _place(p), p.high or _place(p)) for p in seen]
+        lows, highs = [low for low, _ in ends], [high for _, high in ends]
+        drawn.ranges(sizes, lows, highs, series="seen", colour=colour, linewidth=1.6, alpha=1)
+        drawn.axes.plot([*sizes, *sizes], [*lows, *highs], "_", color=COLOURS[colour], markersize=7)
+        _marks(drawn, seen, series="seen", colour=colour, marker="o", markersize=6)
+    open_ = [p for p in points if not p.informative]
+    for marker in ("^", "v", "x"):
+        mine = [p for p in open_ if _OPEN.get(p.status, "x") == marker]
+        if mine:
+            face = COLOURS["panel"]
+            _marks(drawn, mine, series="censored", colour=colour, marker=marker, markersize=7, markerfacecolor=face)
+    for p in open_:
         step = {RIGHT_CENSORED: 1.7, LEFT_CENSORED: 1 / 1.7}.get(p.status)
         if step:
-            axes.annotate(
+            drawn.axes.annotate(
                 "",
-                (p.params, place * step),
-                (p.params, place),
+                (p.params, _place(p) * step),
+                (p.params, _place(p)),
                 arrowprops={"arrowstyle": "->", "color": COLOURS[colour], "linewidth": 1.1},
             )
+
+
+_OPEN = {RIGHT_CENSORED: "^", LEFT_CENSORED: "v"}
+"""Markers of censored points; others have a cross."""
+
+
+def _place(point: Transition) -> float:
+    place = point.value or point.low or point.high
+    assert place is not None
+    return place
+
+
+def _marks(drawn: Panel, points: Sequence[Transition], **style: Any) -> None:
+    tips = [
+        f"N = {fmt.size(p.params)}, D = {fmt.size(p.tokens)}\n{fmt.finding(p)}; {fmt.STATUS_WORDS[p.status]}"
+        for p in points
+    ]
+    drawn.points([p.params for p in points], [_place(p) for p in points], tips, zorder=4, **style)
 
 
 def _caption(law: Law | None, predictions: Sequence[Prediction]) -> str:

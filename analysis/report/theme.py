@@ -135,12 +135,13 @@ class Panel:
         self.tips[key] = list(tips)
 
     def ranges(
-        self, x: Sequence[float], low: Sequence[float], high: Sequence[float], *, series: str, colour: str
+        self, x: Sequence[float], low: Sequence[float], high: Sequence[float], *, series: str, colour: str, **style: Any
     ) -> None:
-        """Draws a faint vertical line from ``low`` to ``high`` at each x, all as one path."""
+        """Draws a vertical line from ``low`` to ``high`` at each x, all as one path; faint unless ``style`` differs."""
         across = [value for place in x for value in (place, place, math.nan)]
         up = [value for ends in zip(low, high, strict=True) for value in (*ends, math.nan)]
-        self.line(across, up, series=series, colour=colour, linewidth=2.2, alpha=0.35, solid_capstyle="butt")
+        style = {"linewidth": 2.2, "alpha": 0.35, "solid_capstyle": "butt"} | style
+        self.line(across, up, series=series, colour=colour, **style)
 
     def line(self, x: Sequence[float], y: Sequence[float], *, series: str, colour: str, **style: Any) -> Line2D:
         """Draws a line that belongs to a series."""

@@ -17,6 +17,8 @@ from megatron_kis.analysis.findings.analyse import MOST_SIMULATED, analyse_point
 from megatron_kis.analysis.findings.result import AnalysisResult
 from megatron_kis.analysis.law.validate import MOST_ORIGINS, backtest
 from megatron_kis.analysis.report import extent, figures, report
+from megatron_kis.analysis.report.check_figures import check_figures
+from megatron_kis.analysis.report.law_figure import law_figures
 from megatron_kis.analysis.report.tables import Column, Table
 from megatron_kis.analysis.simulate import Truth, simulate_table
 from megatron_kis.common import progress
@@ -93,6 +95,21 @@ def test_a_figure_repeats_no_style_and_no_font_for_each_mark(tmp_path):
     assert "font-family: 'DejaVu" not in html
     assert not re.search(r"<use[^>]*style=[^>]*class=\"pt\"", html)
     assert not re.search(r" (?:x|y)=\"\d+\.\d{3}", html)
+
+
+def test_the_points_of_a_law_are_drawn_together():
+    def drawn(count):
+        points = [point(n, n**0.3, low=0.8 * n**0.3, high=1.2 * n**0.3) for n in np.geomspace(1e6, 1e9, count)]
+        points += [point(n, 0, status="right_censored", low=n**0.3) for n in np.geomspace(1e5, 1e6, 4)]
+        result = analyse_points(points, SETTINGS)
+        (law,) = law_figures(result)
+        (check,) = [one for one in check_figures(result) if one.drawings]
+        return [law.svg, next(one.svg for one in check.drawings if "Residuals" in one.svg)]
+
+    for few, many in zip(drawn(20), drawn(60), strict=True):
+        assert many.count("<title>") == few.count("<title>") + 40
+        assert many.count("<path") == few.count("<path"), "one path for all intervals, one for a mark"
+        assert len(many) - len(few) < 40 * 360
 
 
 def test_the_bootstrap_of_many_cells_simulates_a_bounded_number_of_curves():
