@@ -372,11 +372,10 @@ def _simulated(
     points: list[list[Transition]] = []
     for number in range(studies):
         generator = np.random.default_rng([settings.seed, 3, number])
-        curves = [
-            _curve(outline, one, cell, group, generator,
-                   middle[cell] * math.exp(scatter * float(generator.standard_normal())))
-            for cell in models
-        ]  # fmt: skip
+        curves = []
+        for cell in models:
+            place = middle[cell] * math.exp(scatter * float(generator.standard_normal()))
+            curves.append(_curve(outline, one, cell, group, generator, place))
         curves = with_dispersion(curves, settings)
         points.append([criteria[0].find(curve, settings) for curve in curves])
     informative = [point for found in points for point in found if point.informative]

@@ -89,8 +89,8 @@ def _axis(outline: Outline, one: Slice, settings: AnalysisConfig) -> list[Remark
 def _levels(outline: Outline, one: Slice, settings: AnalysisConfig) -> list[Remark]:
     fewest = _LEVELS.get(settings.criterion, _OTHERS)
     levels = outline.levels(one)
-    few = [f"{outline.sizes[n].label} at {in_table(d)} tokens ({len(at)})" for (n, d), at in levels.items()
-           if len(at) < fewest]  # fmt: skip
+    short = [(n, d, len(at)) for (n, d), at in levels.items() if len(at) < fewest]
+    few = [f"{outline.sizes[n].label} at {in_table(d)} tokens ({count})" for n, d, count in short]
     if not few:
         return []
     least = min(len(at) for at in levels.values())
