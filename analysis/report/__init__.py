@@ -1,8 +1,8 @@
 """The report: one self-contained HTML file, static SVG figures, readable without JavaScript, no external URL.
 
 figures.py, model_figures.py, annotated.py, law_figure.py, decision_figure.py and check_figures.py draw. answer.py,
-run_checks.py, experiment.py, methods.py, summary.py and tables.py put results into words and rows; narrow.py and
-extent.py fit them to a page. template.html is the layout.
+run_checks.py, experiment.py, methods.py, summary.py, tables.py and run_tables.py put results into words and rows;
+narrow.py and extent.py fit them to a page. template.html is the layout.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from megatron_kis.config.analysis import AnalysisConfig
 
 if TYPE_CHECKING:
     from megatron_kis.analysis.report.summary import SliceFindings
-    from megatron_kis.analysis.report.tables import Table
+    from megatron_kis.analysis.report.table import Table
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from megatron_kis.analysis.findings.result import AnalysisResult
 from megatron_kis.analysis.report import annotated, check_figures, decision_figure, figures, law_figure, model_figures
-from megatron_kis.analysis.report.tables import TABLES, Table
+from megatron_kis.analysis.report.table import Table
+from megatron_kis.analysis.report.tables import TABLES
 from megatron_kis.analysis.report.theme import exported_to
 from megatron_kis.analysis.runs.curves import cells_of_table
 from megatron_kis.common.errors import printable

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from megatron_kis.analysis.report.tables import Table
+from megatron_kis.analysis.report.table import Table
 from megatron_kis.analysis.runs.curves import cells_of_table
 
 MOST_MODELS = 12

@@ -102,7 +102,7 @@ def _draw_law(drawn: Panel, law: Law, smallest: float, largest: float, colour: s
 
 
 def _draw_points(drawn: Panel, points: Sequence[Transition], colour: str) -> None:
-    """Draws points with their intervals; all of a kind at once, as each drawn alone takes five times the bytes."""
+    """Draws points with their intervals; all of a kind at once, as each drawn alone takes twice the bytes."""
     seen = [p for p in points if p.informative]
     if seen:
         sizes, ends = [p.params for p in seen], [(p.low or _place(p), p.high or _place(p)) for p in seen]

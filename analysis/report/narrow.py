@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from megatron_kis.analysis.report.tables import Table
+from megatron_kis.analysis.report.table import Table
 
 NOTHING = ("–", "")
 _MOST_COLUMNS = 14

@@ -3,64 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
-
-import pandas as pd
 
 from megatron_kis.analysis.findings.result import AnalysisResult
 from megatron_kis.analysis.law.fit import Law
 from megatron_kis.analysis.law.looks import percent
 from megatron_kis.analysis.law.predict import Prediction
 from megatron_kis.analysis.report import formatting as fmt
-from megatron_kis.analysis.runs.curves import mean_curves, primary_rows, rows_of
-from megatron_kis.analysis.runs.slices import USUAL, rows_of_slice, varies_facts
+from megatron_kis.analysis.report.run_tables import foreign, ledger, problems, provenance
+from megatron_kis.analysis.report.table import Column, Table, numbers, table_of, words
+from megatron_kis.analysis.runs.curves import mean_curves, rows_of
+from megatron_kis.analysis.runs.slices import USUAL, rows_of_slice
 from megatron_kis.analysis.runs.transitions import Transition
 
-_LONG = 16  # characters shown of a fingerprint; its tooltip has all of them
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a table."""
-
-    head: str
-    numeric: bool
-    text: Callable[[Any], str]
-    """Returns the cell's text for the row's item."""
-
-
-def _words(head: str, text: Callable[[Any], str]) -> Column:
-    return Column(head, False, text)
-
-
-def _numbers(head: str, text: Callable[[Any], str]) -> Column:
-    return Column(head, True, text)
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table: columns and rows of text."""
-
-    columns: list[Column]
-    rows: list[list[str]]
-    note: str = ""
-    titles: dict[str, str] = field(default_factory=dict)
-    """Full texts of shortened cells, shown on hover."""
-    remark: bool = False
-    """Whether the last column is a sentence, shown under the row on a line of its own unless it is empty."""
-
-
-def _table(columns: list[Column], items: Iterable[Any], note: str = "", *, remark: bool = False) -> Table:
-    rows = [[column.text(item) for column in columns] for item in items]
-    return Table(columns, rows, note, remark=remark)
-
-
-_KIND = _words("transition", lambda item: fmt.kind_title(item.kind, item.group, item.slice))
-_PARAMS = _numbers("N", lambda item: fmt.size(item.params))
-_TOKENS = _numbers("D", lambda item: fmt.size(item.tokens))
+_KIND = words("transition", lambda item: fmt.kind_title(item.kind, item.group, item.slice))
+_PARAMS = numbers("N", lambda item: fmt.size(item.params))
+_TOKENS = numbers("D", lambda item: fmt.size(item.tokens))
 
 
 def transitions(result: AnalysisResult) -> Table:
@@ -69,21 +28,21 @@ def transitions(result: AnalysisResult) -> Table:
         _KIND,
         _PARAMS,
         _TOKENS,
-        _words("status", lambda p: fmt.STATUS_WORDS[p.status]),
+        words("status", lambda p: fmt.STATUS_WORDS[p.status]),
         *_dose_columns(result, "F", lambda p: p.value),
-        _numbers("interval", fmt.bracket),
-        _numbers("ρ", lambda p: fmt.ratio(p.infusion_ratio)),
-        _numbers("exposure tokens", lambda p: _size(p.exposure_tokens)),
+        numbers("interval", fmt.bracket),
+        numbers("ρ", lambda p: fmt.ratio(p.infusion_ratio)),
+        numbers("exposure tokens", lambda p: _size(p.exposure_tokens)),
         *_amount_columns(result.points, bits=lambda p: p.infused_bits),
-        _numbers("peak", lambda p: fmt.number(p.peak)),
-        _numbers("drop", lambda p: fmt.number(p.drop)),
-        _numbers("smallest detectable", lambda p: fmt.number(p.detectable, 2)),
-        _numbers("steepness", lambda p: fmt.number(p.steepness, 2)),
-        _numbers("tolerance rule", lambda p: fmt.frequency(p.companion)),
-        _numbers("p", lambda p: fmt.p_value(p.p_value)),
-        _numbers("levels", lambda p: _whole(p.levels)),
-        _numbers("seeds", lambda p: _whole(p.seeds)),
-        _words("why", lambda p: p.reason),
+        numbers("peak", lambda p: fmt.number(p.peak)),
+        numbers("drop", lambda p: fmt.number(p.drop)),
+        numbers("smallest detectable", lambda p: fmt.number(p.detectable, 2)),
+        numbers("steepness", lambda p: fmt.number(p.steepness, 2)),
+        numbers("tolerance rule", lambda p: fmt.frequency(p.companion)),
+        numbers("p", lambda p: fmt.p_value(p.p_value)),
+        numbers("levels", lambda p: _whole(p.levels)),
+        numbers("seeds", lambda p: _whole(p.seeds)),
+        words("why", lambda p: p.reason),
     ]
     dose = "F" if result.slices == [USUAL] else "the dose"
     likely = "hold every dose whose likelihood ratio is under the cut-off"
@@ -102,14 +61,14 @@ def transitions(result: AnalysisResult) -> Table:
     )
     if several := fmt.false_collapses(result.points, result.settings.alpha):
         note += f" {several}"
-    return _table(columns, result.points, note, remark=True)
+    return table_of(columns, result.points, note, remark=True)
 
 
 def _dose_columns(result: AnalysisResult, head: str, dose: Callable[[Any], float | None]) -> list[Column]:
     """Returns the column of transitions' doses; with their symbols if the study has an axis other than F."""
     if result.slices == [USUAL]:
-        return [_numbers(head, lambda item: fmt.frequency(dose(item)))]
-    return [_numbers(head.replace("F", "dose"), lambda item: fmt.dose_at_transition(item.slice, dose(item)))]
+        return [numbers(head, lambda item: fmt.frequency(dose(item)))]
+    return [numbers(head.replace("F", "dose"), lambda item: fmt.dose_at_transition(item.slice, dose(item)))]
 
 
 def _amount_columns(
@@ -118,70 +77,36 @@ def _amount_columns(
     """Returns the columns of exposures and of bits per parameter where they are known; with ``bits`` one of bits."""
     columns = []
     if any(item.exposures is not None for item in items):
-        columns.append(_numbers("exposures", lambda item: _size(item.exposures)))
+        columns.append(numbers("exposures", lambda item: _size(item.exposures)))
     if any(item.bits_per_param is not None for item in items):
         if bits is not None:
-            columns.append(_numbers("bits", lambda item: _size(bits(item))))
-        columns.append(_numbers("bits per parameter", lambda item: fmt.number(item.bits_per_param, 2)))
+            columns.append(numbers("bits", lambda item: _size(bits(item))))
+        columns.append(numbers("bits per parameter", lambda item: fmt.number(item.bits_per_param, 2)))
     return columns
-
-
-def ledger(result: AnalysisResult) -> Table | None:
-    """Lists every complete run."""
-    if result.runs is None or result.curves is None:
-        return None
-    settings, runs = result.settings, result.runs
-    primary = primary_rows(runs.probes, settings)
-    rates = {(r.run, r.group): r.correct / r.n for r in rows_of(primary)}
-    losses = runs.losses.sort_values("step").groupby("run")["loss"].last().to_dict()
-    columns = [
-        _words("run", lambda r: r.run),
-        _words("model", lambda r: r.model or "–"),
-        _numbers("N", lambda r: f"{r.params:,}"),
-        _TOKENS,
-        *([_numbers("K", _facts)] if varies_facts(result.curves) else []),
-        _numbers("F", lambda r: f"{r.frequency:g}"),
-        _numbers("ρ", lambda r: fmt.ratio(r.infusion_ratio)),
-        _numbers("seed", lambda r: str(r.seed)),
-        _numbers("infused", lambda r: fmt.rate(rates.get((r.run, "infused")))),
-        _numbers("background", lambda r: fmt.rate(rates.get((r.run, "background")))),
-        _numbers("control", lambda r: fmt.rate(rates.get((r.run, "control")))),
-        _numbers("validation loss", lambda r: fmt.number(losses.get(r.run), 4)),
-        _words("exposures", lambda r: _exact(r.exposures_exact)),
-    ]
-    note = (
-        f"Rates: {fmt.SPLIT_TITLES[settings.split]}, “{settings.scoring}” scoring. Exposures are exact if the ledger "
-        "of the run counts F exposures of every infused fact."
-    )
-    order = ["params", "tokens", "frequency", "seed"]
-    if varies_facts(result.curves):
-        order = ["params", "tokens", "infused_facts", "frequency", "seed"]
-    rows = runs.runs.assign(infused_facts=runs.runs["infused_facts"].where(runs.runs["frequency"] > 0, 0.0))
-    return _table(columns, rows_of(rows.sort_values(order)), note)
 
 
 def rates(result: AnalysisResult) -> Table | None:
     """Lists level means of every group, split and scoring rule."""
     if result.curves is None:
         return None
-    level = [_numbers("F", lambda r: f"{r.dose:g}")]
+    level = [numbers("F", lambda r: f"{r.dose:g}")]
     if result.slices != [USUAL]:
         level = [
-            _words("held", lambda r: r.held),
-            _numbers("dose", lambda r: f"{r.symbol} = {r.dose:g}"),
+            words("held", lambda r: r.held),
+            numbers("dose", lambda r: f"{r.symbol} = {r.dose:g}"),
         ]
     columns = [
-        _words("group", lambda r: r.group),
-        _words("split", lambda r: fmt.SPLIT_TITLES.get(r.split, r.split)),
-        _words("scoring", lambda r: r.scoring),
+        words("group", lambda r: r.group),
+        words("split", lambda r: fmt.SPLIT_TITLES.get(r.split, r.split)),
+        words("scoring", lambda r: r.scoring),
         _PARAMS,
         _TOKENS,
         *level,
-        _numbers("rate", lambda r: f"{r.rate:.3f}"),
-        _numbers("lowest", lambda r: f"{r.lowest:.3f}"),
-        _numbers("highest", lambda r: f"{r.highest:.3f}"),
-        _numbers("seeds", lambda r: str(r.seeds)),
-        _numbers("chance", lambda r: fmt.rate(r.chance)),
+        numbers("rate", lambda r: f"{r.rate:.3f}"),
+        numbers("lowest", lambda r: f"{r.lowest:.3f}"),
+        numbers("highest", lambda r: f"{r.highest:.3f}"),
+        numbers("seeds", lambda r: str(r.seeds)),
+        numbers("chance", lambda r: fmt.rate(r.chance)),
     ]
     items = [
         row
@@ -190,7 +115,7 @@ def rates(result: AnalysisResult) -> Table | None:
     ]
     declared = result.settings.split, result.settings.scoring
     items.sort(key=lambda row: (row.split, row.scoring) != declared)  # a page may have room for the first rows only
-    return _table(columns, items)
+    return table_of(columns, items)
 
 
 def _coefficient(head: str, name: str, of: Callable[[Any], dict[str, Any]]) -> Column:
@@ -200,7 +125,7 @@ def _coefficient(head: str, name: str, of: Callable[[Any], dict[str, Any]]) -> C
         found = of(item).get(name)
         return "–" if found is None else fmt.estimate(found["value"], found["low"], found["high"])
 
-    return _numbers(head, text)
+    return numbers(head, text)
 
 
 def _coefficients(of: Callable[[Any], dict[str, Any]], *, held: bool = False) -> list[Column]:
@@ -218,23 +143,23 @@ def laws(result: AnalysisResult) -> Table | None:
         return None
     columns = [
         _KIND,
-        _words("law", lambda law: law.selected_law),
+        words("law", lambda law: law.selected_law),
         *_coefficients(
             lambda law: {name: vars(c) for name, c in law.coefficients.items() if c is not None},
             held=any(law.range_held is not None for law in result.laws),
         ),
-        _numbers("σ", lambda law: fmt.number(law.sigma)),
-        *([_numbers("exponents from all curves", _exponents)] if any(law.surface for law in result.laws) else []),
-        _numbers("points", lambda law: str(sum(p["residual"] is not None for p in law.points))),
-        _numbers("censored", lambda law: str(sum(p["residual"] is None for p in law.points))),
-        _numbers("left out", lambda law: str(len(law.excluded))),
-        _words("status", lambda law: "unvalidated" if law.unvalidated else "fitted"),
+        numbers("σ", lambda law: fmt.number(law.sigma)),
+        *([numbers("exponents from all curves", _exponents)] if any(law.surface for law in result.laws) else []),
+        numbers("points", lambda law: str(sum(p["residual"] is not None for p in law.points))),
+        numbers("censored", lambda law: str(sum(p["residual"] is None for p in law.points))),
+        numbers("left out", lambda law: str(len(law.excluded))),
+        words("status", lambda law: "unvalidated" if law.unvalidated else "fitted"),
     ]
     note = (
         f"Natural logarithms; censored regression, REML σ; {percent(result.laws[0].confidence)} confidence intervals "
         "(t, Knapp–Hartung). Censored points are part of the fit; inconclusive ones are left out."
     )
-    return _table(columns, result.laws, note)
+    return table_of(columns, result.laws, note)
 
 
 def _exponents(law: Law) -> str:
@@ -254,13 +179,13 @@ def candidates(result: AnalysisResult) -> Table | None:
     if not items:
         return None
     columns = [
-        _words("transition", lambda item: fmt.kind_title(item[0].kind, item[0].group, item[0].slice)),
-        _words("law", lambda item: item[1]["formula"]),
-        _numbers("coefficients", lambda item: str(item[1]["parameters"])),
-        _numbers("σ", lambda item: fmt.number(item[1]["sigma"])),
-        _numbers("AICc", lambda item: fmt.number(item[1]["aicc"], 4)),
-        _numbers("log score", lambda item: fmt.number(item[1]["log_score"], 4)),
-        _words("choice", lambda item: "chosen" if item[1]["selected"] else ""),
+        words("transition", lambda item: fmt.kind_title(item[0].kind, item[0].group, item[0].slice)),
+        words("law", lambda item: item[1]["formula"]),
+        numbers("coefficients", lambda item: str(item[1]["parameters"])),
+        numbers("σ", lambda item: fmt.number(item[1]["sigma"])),
+        numbers("AICc", lambda item: fmt.number(item[1]["aicc"], 4)),
+        numbers("log score", lambda item: fmt.number(item[1]["log_score"], 4)),
+        words("choice", lambda item: "chosen" if item[1]["selected"] else ""),
     ]
     note = (
         "Log score: how well a law fitted to the smaller N predicts the largest N (higher is better). The law with a "
@@ -268,7 +193,7 @@ def candidates(result: AnalysisResult) -> Table | None:
         "comparison: lower is better; a law that does not fit, or has hardly fewer parameters than there are cells, "
         "has none."
     )
-    return _table(columns, items, note)
+    return table_of(columns, items, note)
 
 
 _VARIANTS = {
@@ -282,12 +207,12 @@ def sensitivity(result: AnalysisResult) -> Table | None:
     """Lists each law with N counted without embeddings, and as a law of the infusion ratio and of exposure tokens."""
     items = [(law, key, item) for law in result.laws for key, item in (law.sensitivity | law.equivalents).items()]
     columns = [
-        _words("transition", lambda item: fmt.kind_title(item[0].kind, item[0].group, item[0].slice)),
-        _words("law", lambda item: _VARIANTS[item[1]]),
+        words("transition", lambda item: fmt.kind_title(item[0].kind, item[0].group, item[0].slice)),
+        words("law", lambda item: _VARIANTS[item[1]]),
         *_coefficients(lambda item: item[2]["coefficients"]),
-        _numbers("σ", lambda item: fmt.number(item[2]["sigma"])),
+        numbers("σ", lambda item: fmt.number(item[2]["sigma"])),
     ]
-    return _table(columns, items) if items else None
+    return table_of(columns, items) if items else None
 
 
 def choices(result: AnalysisResult) -> Table | None:
@@ -295,23 +220,23 @@ def choices(result: AnalysisResult) -> Table | None:
     if len(result.variants) < 2:
         return None
     columns = [
-        _words("", lambda v: "declared" if v.declared else ""),
-        _words("scoring", lambda v: v.scoring),
-        _words("split", lambda v: fmt.SPLIT_TITLES.get(v.split, v.split)),
-        _words("criterion", lambda v: v.criterion.replace("_", " ")),
-        _words("transition", lambda v: fmt.kind_title(v.kind, v.group, v.slice)),
-        _numbers("seen", lambda v: f"{v.seen} of {v.models}" if v.models else "–"),
-        _numbers("b (log N)", lambda v: "–" if v.exponent is None else fmt.estimate(*v.exponent)),
+        words("", lambda v: "declared" if v.declared else ""),
+        words("scoring", lambda v: v.scoring),
+        words("split", lambda v: fmt.SPLIT_TITLES.get(v.split, v.split)),
+        words("criterion", lambda v: v.criterion.replace("_", " ")),
+        words("transition", lambda v: fmt.kind_title(v.kind, v.group, v.slice)),
+        numbers("seen", lambda v: f"{v.seen} of {v.models}" if v.models else "–"),
+        numbers("b (log N)", lambda v: "–" if v.exponent is None else fmt.estimate(*v.exponent)),
         *_dose_columns(result, "F at the target", lambda v: v.centre),
-        _numbers("prediction interval", lambda v: fmt.interval(v.interval)),
-        _words("no law", lambda v: v.refused),
+        numbers("prediction interval", lambda v: fmt.interval(v.interval)),
+        words("no law", lambda v: v.refused),
     ]
     note = (
         f"{len(result.variants)} analyses, each of them another one in one choice; laws and predictions "
         "from points alone, so that they compare. The declared choice is the answer: "
         "it was made before the data were seen."
     )
-    return _table(columns, result.variants, note)
+    return table_of(columns, result.variants, note)
 
 
 def backtest(result: AnalysisResult) -> Table | None:
@@ -321,19 +246,19 @@ def backtest(result: AnalysisResult) -> Table | None:
         return None
     columns = [
         _KIND,
-        _words("from smaller", lambda s: "N" if s.axis == "params" else "D"),
+        words("from smaller", lambda s: "N" if s.axis == "params" else "D"),
         _PARAMS,
         _TOKENS,
-        _numbers("extrapolation", lambda s: f"{s.extrapolation_factor:.3g}×"),
+        numbers("extrapolation", lambda s: f"{s.extrapolation_factor:.3g}×"),
         *_dose_columns(result, "predicted", lambda s: s.centre),
-        _numbers("prediction interval", lambda s: fmt.interval(s.prediction_interval)),
-        _numbers("measured", lambda s: fmt.frequency(s.measured) if s.measured else fmt.STATUS_WORDS[s.status]),
-        _numbers("|log ratio|", lambda s: fmt.number(s.abs_log_ratio)),
-        _words("hit", lambda s: fmt.hit(s.hit, decided=s.decided)),
-        _numbers("constant", lambda s: fmt.number(s.baselines.get("constant"))),
-        _numbers("largest model", lambda s: fmt.number(s.baselines.get("largest_model"))),
+        numbers("prediction interval", lambda s: fmt.interval(s.prediction_interval)),
+        numbers("measured", lambda s: fmt.frequency(s.measured) if s.measured else fmt.STATUS_WORDS[s.status]),
+        numbers("|log ratio|", lambda s: fmt.number(s.abs_log_ratio)),
+        words("hit", lambda s: fmt.hit(s.hit, decided=s.decided)),
+        numbers("constant", lambda s: fmt.number(s.baselines.get("constant"))),
+        numbers("largest model", lambda s: fmt.number(s.baselines.get("largest_model"))),
     ]
-    return _table(columns, items, "The last two columns are |log ratio| of the baselines: smaller is better.")
+    return table_of(columns, items, "The last two columns are |log ratio| of the baselines: smaller is better.")
 
 
 def predictions(result: AnalysisResult) -> Table | None:
@@ -347,16 +272,16 @@ def predictions(result: AnalysisResult) -> Table | None:
         _PARAMS,
         _TOKENS,
         *_dose_columns(result, "centre", lambda p: p.centre),
-        _numbers("confidence interval", lambda p: fmt.interval(p.confidence_interval)),
-        _numbers("prediction interval", lambda p: fmt.interval(p.prediction_interval)),
+        numbers("confidence interval", lambda p: fmt.interval(p.confidence_interval)),
+        numbers("prediction interval", lambda p: fmt.interval(p.prediction_interval)),
         *_checks(result.predictions),
-        *([_numbers("recommended", lambda p: fmt.frequency(p.recommended))] if alone else []),
-        *([_words("why", lambda p: p.recommended_note or "")] if noted else []),
-        _numbers("ρ at centre", lambda p: fmt.ratio(p.infusion_ratio)),
-        _numbers("domain tokens", lambda p: _size(p.exposure_tokens)),
+        *([numbers("recommended", lambda p: fmt.frequency(p.recommended))] if alone else []),
+        *([words("why", lambda p: p.recommended_note or "")] if noted else []),
+        numbers("ρ at centre", lambda p: fmt.ratio(p.infusion_ratio)),
+        numbers("domain tokens", lambda p: _size(p.exposure_tokens)),
         *_amount_columns(result.predictions),
-        _numbers("beyond trained", lambda p: f"{p.extrapolation_factor:.3g}×"),
-        _words("reservations", lambda p: "; ".join(p.warnings)),
+        numbers("beyond trained", lambda p: f"{p.extrapolation_factor:.3g}×"),
+        words("reservations", lambda p: "; ".join(p.warnings)),
     ]
     note = "Each law by itself. What to infuse follows from all of them together: see How much to infuse."
     if alone:
@@ -373,7 +298,7 @@ def predictions(result: AnalysisResult) -> Table | None:
         note += " Points alone carry no curves: each counts by its interval, and inconclusive ones not at all."
     if any(p.bootstrap_interval for p in result.predictions):
         note += " By bootstrap: the prediction interval from studies simulated with the law, a check of Student’s t."
-    return _table(columns, result.predictions, note, remark=True)
+    return table_of(columns, result.predictions, note, remark=True)
 
 
 def decisions(result: AnalysisResult) -> Table | None:
@@ -382,18 +307,18 @@ def decisions(result: AnalysisResult) -> Table | None:
     if not items:
         return None
     columns = [
-        _numbers("N", lambda item: fmt.size(item[0].params)),
-        _numbers("D", lambda item: fmt.size(item[0].tokens)),
-        _words("dose of", lambda item: fmt.slice_title(item[0].slice) or "F"),
-        _numbers("largest dose", lambda item: fmt.decided(item[0])),
-        _numbers("nothing lost", lambda item: fmt.number(item[0].probability)),
-        _numbers("facts learned", lambda item: fmt.number(item[0].learned.probability if item[0].learned else None)),
-        _words("law", lambda item: fmt.kind_title(item[1].kind, item[1].group)),
-        _numbers("not yet lost there", lambda item: fmt.number(item[1].probability)),
-        _numbers("dose by it alone", lambda item: fmt.frequency(math.floor(item[1].alone))),
-        _words("from", lambda item: "all curves" if item[1].method == "surface" else "points"),
+        numbers("N", lambda item: fmt.size(item[0].params)),
+        numbers("D", lambda item: fmt.size(item[0].tokens)),
+        words("dose of", lambda item: fmt.slice_title(item[0].slice) or "F"),
+        numbers("largest dose", lambda item: fmt.decided(item[0])),
+        numbers("nothing lost", lambda item: fmt.number(item[0].probability)),
+        numbers("facts learned", lambda item: fmt.number(item[0].learned.probability if item[0].learned else None)),
+        words("law", lambda item: fmt.kind_title(item[1].kind, item[1].group)),
+        numbers("not yet lost there", lambda item: fmt.number(item[1].probability)),
+        numbers("dose by it alone", lambda item: fmt.frequency(math.floor(item[1].alone))),
+        words("from", lambda item: "all curves" if item[1].method == "surface" else "points"),
     ]
-    return _table(columns, items, "Probabilities at the largest dose at which nothing is lost with the confidence.")
+    return table_of(columns, items, "Probabilities at the largest dose at which nothing is lost with the confidence.")
 
 
 def _checks(predictions: Sequence[Prediction]) -> list[Column]:
@@ -405,93 +330,9 @@ def _checks(predictions: Sequence[Prediction]) -> list[Column]:
     }
 
     def column(title: str, name: str) -> Column:
-        return _numbers(title, lambda p: fmt.interval(getattr(p, name)))
+        return numbers(title, lambda p: fmt.interval(getattr(p, name)))
 
     return [column(title, name) for title, name in names.items() if any(getattr(p, name) for p in predictions)]
-
-
-def foreign(result: AnalysisResult) -> Table | None:
-    """Lists complete runs that do not belong to the study, and how they differ."""
-    if result.runs is None or result.runs.foreign.empty:
-        return None
-    columns = [_words("run folder", lambda r: r.run), _words("what differs", lambda r: r.reason)]
-    note = (
-        "Complete runs with other settings or data than the study’s, or that the study does not list. Differences are "
-        "shown as: this run’s -> the study’s. These runs are not part of any curve, loss comparison or law."
-    )
-    return _table(columns, rows_of(result.runs.foreign), note, remark=True)
-
-
-def problems(result: AnalysisResult) -> Table | None:
-    """Lists run folders without a complete run."""
-    if result.runs is None:
-        return None
-    found = result.runs.problems
-    found = found[found["status"] != "foreign"]
-    columns = [
-        _words("run folder", lambda r: r.run),
-        _words("status", lambda r: r.status),
-        _words("reason", lambda r: r.reason),
-    ]
-    return _table(columns, rows_of(found), remark=True) if len(found) else None
-
-
-def provenance(result: AnalysisResult) -> Table | None:
-    """Lists fingerprints, versions and hosts of the complete runs; where runs differ, each value with its count."""
-    if result.runs is None:
-        return None
-    titles: dict[str, str] = {}
-    rows: list[list[str]] = []
-    records = result.runs.records.values()
-    for section in ("fingerprints", "versions"):
-        parts: list[dict[str, Any]] = [record[section] for record in records if isinstance(record.get(section), dict)]
-        names = sorted({name for part in parts for name in part})
-        rows += [[section, name, _values((part.get(name) for part in parts), titles)] for name in names]
-    for name in ("device", "precision"):
-        if any(record.get(name) for record in records):
-            rows.append(["hardware", name, _values((record.get(name) for record in records), titles)])
-    rates = _learning_rates(records)
-    rows += [["training", f"learning rate at N = {size}", _values(values, titles)] for size, values in rates.items()]
-    hosts = result.runs.runs["host"].dropna()
-    if len(hosts):
-        rows.append(["hardware", "host", _values(hosts, titles)])
-    policies = result.runs.runs["background_policy"].dropna()
-    if len(policies):
-        rows.append(["study", "background policy", _values(policies, titles)])
-    columns = [
-        _words("kind", lambda row: row[0]),
-        _words("what", lambda row: row[1]),
-        _words("value", lambda row: row[2]),
-    ]
-    return Table(columns, rows, titles=titles) if rows else None
-
-
-def _learning_rates(records: Iterable[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Collects learning rates by size: small models are sensitive to them, so a law over sizes depends on them."""
-    found: dict[str, list[Any]] = {}
-    for record in sorted(records, key=lambda item: item["params"]):
-        value = record
-        for key in ("config", "training", "optimizer", "learning_rate"):
-            value = value.get(key) or {} if isinstance(value, dict) else {}
-        if isinstance(value, int | float):
-            found.setdefault(fmt.size(record["params"]), []).append(value)
-    return found
-
-
-def _values(values: Iterable[Any], titles: dict[str, str]) -> str:
-    counts = Counter(str(value) for value in values if value is not None)
-    shown = []
-    for value, count in sorted(counts.items()):
-        short = value if len(value) <= 2 * _LONG else value[:_LONG] + "…"
-        shown.append(short if len(counts) == 1 else f"{short} ({fmt.plural(count, 'run')})")
-    text = ", ".join(shown[:4]) + (f" and {len(shown) - 4} more" if len(shown) > 4 else "")
-    if len(counts) and text != ", ".join(sorted(counts)):
-        titles[text] = ", ".join(sorted(counts)[:8])
-    return text
-
-
-def _facts(run: Any) -> str:
-    return "–" if pd.isna(run.infused_facts) else f"{run.infused_facts:,.0f}"
 
 
 def _size(value: float | None) -> str:
@@ -500,10 +341,6 @@ def _size(value: float | None) -> str:
 
 def _whole(value: int | None) -> str:
     return "–" if value is None else str(value)
-
-
-def _exact(value: bool | None) -> str:
-    return "not recorded" if value is None or pd.isna(value) else "exact" if value else "NOT exact"
 
 
 TABLES: dict[str, Callable[[AnalysisResult], Table | None]] = {

@@ -19,7 +19,7 @@ from megatron_kis.analysis.law.validate import MOST_ORIGINS, backtest
 from megatron_kis.analysis.report import extent, figures, report
 from megatron_kis.analysis.report.check_figures import check_figures
 from megatron_kis.analysis.report.law_figure import law_figures
-from megatron_kis.analysis.report.tables import Column, Table
+from megatron_kis.analysis.report.table import Column, Table
 from megatron_kis.analysis.simulate import Truth, simulate_table
 from megatron_kis.common import progress
 from megatron_kis.config.analysis import AnalysisConfig

@@ -12,7 +12,7 @@ from megatron_kis.analysis.report import figures
 from megatron_kis.analysis.report.annotated import annotated
 from megatron_kis.analysis.report.axes import in_rows
 from megatron_kis.analysis.report.narrow import labels, narrowed, split
-from megatron_kis.analysis.report.tables import Column, Table
+from megatron_kis.analysis.report.table import Column, Table
 from megatron_kis.analysis.report.theme import panel, to_svg
 from megatron_kis.analysis.simulate import Truth, simulate_table
 from megatron_kis.config.analysis import AnalysisConfig
