@@ -122,6 +122,9 @@ def prepare_questions(settings: DataPrepConfig, output: Path, *, progress: Progr
     def held(step: str, differences: list[str]) -> None:
         raise InputError(f"{step}: {', '.join(differences)}")  # caught: what is there is kept
 
+    if not (output / "facts.jsonl").is_file():
+        remedy = "restore what the runs were trained with; kis study run makes missing files again"
+        raise InputError("there are no facts to ask about", where=str(output / "facts.jsonl"), remedy=remedy)
     check_templates(settings)
     check_select(settings)
     Preparation(settings, output, progress or Progress(), None, held).make_questions()

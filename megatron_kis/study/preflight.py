@@ -77,11 +77,23 @@ def check_study(study: StudyConfig, relations: Relations | None = None) -> list[
         templates = load_templates(study.data.templates)
     except InputError:
         return _doses(study)  # whoever prepares the data says what is wrong with them
-    return [*_sentences(study, templates, relations), *_doses(study)]
+    return [*check_sentences(study, templates, relations), *_doses(study)]
 
 
-def _sentences(study: StudyConfig, templates: Templates, relations: Relations | None) -> list[Remark]:
-    """Checks that the questions of the declared split can be asked of infused and background facts."""
+def check_sentences(study: StudyConfig, templates: Templates, relations: Relations | None) -> list[Remark]:
+    """Checks that infused and background facts can be asked about in the split that is analysed.
+
+    Args:
+        study: the study.
+        templates: its templates.
+        relations: as ``check_study``.
+
+    Returns:
+        Which facts are asked less, or not.
+
+    Raises:
+        InputError: no relation has sentences to ask with.
+    """
     split, scoring = study.analysis.split, study.analysis.scoring
     found = []
     for group, count in study.data.select.counts().items():

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_kis.cli.study.common import DATA_FOLDER, add_step, load_study, look_over
+from megatron_kis.cli.study.common import DATA_FOLDER, add_step, load_study, look_over, warn
 from megatron_kis.cli.study.report import analyse, check_report
 from megatron_kis.cli.study.run import add_only, selected
 from megatron_kis.common.errors import InputError, JobError, KisError, first_of, printable
@@ -64,6 +64,7 @@ def _prepare(study: StudyConfig, every: list[RunConfig]) -> Path:
     from megatron_kis.common.identity import QUESTIONS as FINGERPRINT
     from megatron_kis.common.progress import console_progress
     from megatron_kis.data_tools.preparation.prepare import prepare_questions
+    from megatron_kis.data_tools.rendering.templates import load_templates
     from megatron_kis.study.manifest import (
         FILE,
         FILES,
@@ -73,6 +74,7 @@ def _prepare(study: StudyConfig, every: list[RunConfig]) -> Path:
         write_manifest,
         write_study,
     )
+    from megatron_kis.study.preflight import check_sentences, relations_of_facts
 
     if changed := other_data_settings(study, but=(*FILES, *QUESTIONS)):
         raise InputError(
@@ -80,6 +82,9 @@ def _prepare(study: StudyConfig, every: list[RunConfig]) -> Path:
             where=str(study.output / FILE),
             remedy="restore them; templates and distractors alone may be others",
         )
+    facts = study.output / DATA_FOLDER / "facts.jsonl"
+    if facts.is_file():
+        warn(study, check_sentences(study, load_templates(study.data.templates), relations_of_facts(facts)))
     path = prepare_questions(study.data, study.output / DATA_FOLDER, progress=console_progress())
     prints = {**data_fingerprints(study.output), FINGERPRINT: sha256_file(path)}
     write_study(study, study.output / FILE)

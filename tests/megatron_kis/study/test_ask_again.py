@@ -229,6 +229,12 @@ def test_what_is_missing_or_damaged_is_named_with_what_to_do(done: Path, capsys:
     assert f"more than the questions has changed ({questions.name}: missing)" in said
     assert "kis study run makes missing files again" in said
     questions.with_name("away").rename(questions)
+    (out / "data").rename(out / "away")
+    status, said = kis(capsys, "study", "probe", done)
+    assert status == 2
+    assert "there are no facts to ask about; restore what the runs were trained with" in said
+    assert not (out / "data").exists()
+    (out / "away").rename(out / "data")
     record = out / "runs" / RUN / "asked" / "0123456789ab" / "asked.json"
     record.parent.mkdir(parents=True)
     for content in (None, "x", '{"schema": "kis.asked/1", "questions": "q", "probes": 1, "asked": "t", "files": {}}'):
@@ -237,3 +243,15 @@ def test_what_is_missing_or_damaged_is_named_with_what_to_do(done: Path, capsys:
         status, said = kis(capsys, "study", "probe", edited(done, probes={"facts_per_group": 4}))
         assert status == 2
         assert said.endswith(f"; remove the folder {record.parent}, and ask again with kis study probe\n")
+
+
+def test_templates_without_the_sentences_that_are_analysed_are_refused_before_anybody_is_asked(
+    done: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = done.parent / "out"
+    before = {name: text for name, text in hashes(out).items() if not name.endswith(".lock")}
+    study_with(done, templates=templates_of(done.parent, tiny_sources, held_out=[]))
+    status, said = kis(capsys, "study", "probe", done)
+    assert status == 2
+    assert "no relation of the infused facts has held_out sentence" in said
+    assert {name: text for name, text in hashes(out).items() if not name.endswith(".lock")} == before
