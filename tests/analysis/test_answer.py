@@ -277,9 +277,13 @@ def test_an_infused_fact_is_shown_with_its_question_where_a_run_keeps_them(void,
 def table_of(**changes: float) -> pd.DataFrame:
     """A curve table of one size with the rates of groups replaced."""
     table, _ = simulate_table(
-        World(facts=60), [(25_000_000, 2_000_000_000)], [0.0, 60, 200, 600, 1300], 3, np.random.default_rng(0),
+        World(facts=60),
+        [(25_000_000, 2_000_000_000)],
+        [0.0, 60, 200, 600, 1300],
+        3,
+        np.random.default_rng(0),
         groups=("background", "control"),
-    )  # fmt: skip
+    )
     for group, rate in changes.items():
         mine = table["group"] == group
         table.loc[mine, "correct"] = (rate * table.loc[mine, "n"]).round()
