@@ -6,6 +6,7 @@ folder. What we write names its neighbours in the same way, so that a folder can
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import tempfile
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kis.common.errors import InputError
+
+_NO_NAMELESS_FILES = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}
+"""What a file system says that has no files without a name, such as NFS."""
 
 _VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})", flags=re.ASCII)
 
@@ -120,8 +124,16 @@ def with_paths(content: Any, written: Callable[[Path], Path]) -> Any:
 def unwritable(folder: Path) -> str | None:
     """Returns why nothing can be made in a folder; None where something can.
 
-    It is tried: permissions do not tell of a disk that can only be read, or of a folder of the system's own.
+    It is tried: permissions do not tell of a disk that can only be read, or of a folder of the system's own. Where the
+    file system has files without a name, the folder's own time stays what it was.
     """
+    try:
+        os.close(os.open(folder, os.O_TMPFILE | os.O_WRONLY, mode=0o600))
+    except OSError as error:
+        if error.errno not in _NO_NAMELESS_FILES:
+            return error.strerror or str(error)
+    else:
+        return None
     try:
         os.rmdir(tempfile.mkdtemp(prefix=".kis-", dir=folder))  # noqa: PTH106 - a name, not a path
     except OSError as error:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import errno
-import tempfile
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from megatron_kis.cli.main import main
 from megatron_kis.cli.outputs import check_written, new_file, new_folder, new_prefix, spare_inputs
 from megatron_kis.common.errors import InputError
+from megatron_kis.common.paths import unwritable
 from tests.sources import Sources
 from tests.studies import write_study
 
@@ -85,14 +87,29 @@ def test_a_folder_without_the_right_to_write_is_named(
 
 def _forbid(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets nothing be made in a folder, whoever runs the tests."""
-    made = tempfile.mkdtemp
+    opened = os.open
 
-    def refuses(*, prefix: str, dir: Path) -> str:
-        if Path(dir) == folder:
-            raise PermissionError(errno.EACCES, "Permission denied", str(dir))
-        return made(prefix=prefix, dir=dir)
+    def refuses(path: Any, flags: int, *rest: Any, **settings: Any) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE and Path(path) == folder:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, flags, *rest, **settings)
 
-    monkeypatch.setattr(tempfile, "mkdtemp", refuses)
+    monkeypatch.setattr(os, "open", refuses)
+
+
+@pytest.mark.parametrize("nameless", [True, False])
+def test_a_folder_is_tried_and_left_as_it_was(nameless: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not nameless:  # as on NFS
+
+        def refuses(*_: Any, **__: Any) -> int:
+            raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+        monkeypatch.setattr(os, "open", refuses)
+    before = tmp_path.stat().st_mtime_ns
+    assert unwritable(tmp_path) is None
+    assert not list(tmp_path.iterdir())
+    assert tmp_path.stat().st_mtime_ns == before or not nameless
+    assert unwritable(tmp_path / "missing") is not None
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no folder of the system's own on this machine")
