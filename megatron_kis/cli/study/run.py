@@ -21,6 +21,7 @@ from megatron_kis.cli.study.common import (
 from megatron_kis.cli.study.report import analyse, check_report
 from megatron_kis.common.console import progress_bar
 from megatron_kis.common.errors import InputError, JobError, Stopped, nearest, printable
+from megatron_kis.common.units import duration
 
 if TYPE_CHECKING:
     from megatron_kis.config.executor import ExecutorConfig
@@ -164,7 +165,10 @@ class shown_progress:
     """Shows a bar over all runs on a terminal, one plain line per change elsewhere."""
 
     def __init__(self, runs: list[RunConfig]) -> None:
+        from megatron_kis.study.status import Overview
+
         self._runs = {run.name: run for run in runs}
+        self._view = Overview(runs)
         self._bar: Any = None
         self._last: tuple[int, int, int, int] | None = None
 
@@ -189,18 +193,21 @@ class shown_progress:
             self._bar.stop()
 
     def _report(self, progress: Progress) -> None:
+        from megatron_kis.study.forecast import forecast
         from megatron_kis.study.status import status_of
 
-        running = ", ".join(
-            f"{status.name} {status.share:.0%}" for status in status_of([self._runs[name] for name in progress.running])
-        )
+        state = (len(progress.done), len(progress.failed), len(progress.retried), len(progress.running))
+        if not self._bar and state == self._last:
+            return
+        self._last = state
+        rows = status_of([self._runs[name] for name in progress.running])
+        running = ", ".join(f"{row.name} {row.share:.0%}" if row.share else row.name for row in rows)
         if self._bar:
             description = running if running else "runs"
             self._bar.update(self._task, total=progress.total, completed=len(progress.done), description=description)
             return
-        state = (len(progress.done), len(progress.failed), len(progress.retried), len(progress.running))
-        if state != self._last:
-            self._last = state
-            failed = f", {len(progress.failed)} given up" if progress.failed else ""
-            failed += f", {len(progress.retried)} failed attempts tried again" if progress.retried else ""
-            logger.info(f"{len(progress.done)} of {progress.total} runs done{failed}; running: {running or 'none'}")
+        failed = f", {len(progress.failed)} given up" if progress.failed else ""
+        failed += f", {len(progress.retried)} failed attempts tried again" if progress.retried else ""
+        left = forecast(self._view.look()).seconds
+        ahead = f"; about {duration(left)} left" if left else ""
+        logger.info(f"{len(progress.done)} of {progress.total} runs done{failed}; running: {running or 'none'}{ahead}")
