@@ -396,7 +396,7 @@ def _more(result: AnalysisResult, points: Sequence[Transition]) -> str:
 
 
 def _cost(result: AnalysisResult) -> str:
-    """Says what one size of the study took."""
+    """Says what the runs of the largest size took."""
     if result.runs is None or not result.runs.seconds:
         return ""
     known = result.runs.runs.assign(seconds=result.runs.runs["run"].map(result.runs.seconds)).dropna(subset=["seconds"])
@@ -404,7 +404,8 @@ def _cost(result: AnalysisResult) -> str:
         return ""
     largest = known[known["params"] == known["params"].max()]
     size, each = fmt.size(int(largest["params"].iloc[0])), duration(float(largest["seconds"].mean()))
-    return f"the largest size here, {size}, took {fmt.plural(len(largest), 'run')} of {each} each"
+    took = f"{len(largest)} runs took {each} each" if len(largest) > 1 else f"a run took {each}"
+    return f"at the largest size, {size}, {took}"
 
 
 def _terms(result: AnalysisResult, points: Sequence[Transition]) -> list[str]:

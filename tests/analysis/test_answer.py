@@ -186,7 +186,7 @@ def test_a_study_in_which_nothing_was_learned_says_so_and_what_would_change_it(v
         "For 1B parameters nothing follows yet: no transition was seen in enough models for a law over model size."
     ]
     assert "background.frequency" in first.more and "2 more model sizes" in first.more
-    assert "took 4 runs of 2 min each" in first.more
+    assert "4 runs took 2 min each" in first.more
     assert "kis study next" in first.more
     checks = {check.title: check.status for check in run_checks(void)}
     assert checks["Background facts are not known without infusion"] == BAD
@@ -199,8 +199,8 @@ def test_what_to_change_has_numbers_where_the_study_file_is_known(void):
     file = parse_yaml((ROOT / "run_scripts" / "studies" / "quickstart.yaml").read_text(), where="quickstart.yaml")
     known = answer(replace(void, study=file))
     assert known.more == (
-        "What would tell more, by key of the study file (kis study next proposes the runs; the largest size here, "
-        "400k, took 4 runs of 2 min each):"
+        "What would tell more, by key of the study file (kis study next proposes the runs; at the largest "
+        "size, 400k, 4 runs took 2 min each):"
     )
     keys = [change.partition(":")[0] for change in known.changes]
     assert "background.frequency" in keys
