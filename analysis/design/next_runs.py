@@ -1,9 +1,10 @@
 """The runs to train next for a prediction at a target.
 
-Runs are added one at a time to one (N, D) cell: the level that halves the widest bracket that may contain F*, or one
-beyond a censored end, or another seed where a fall that matters would not have shown, in the cell with the largest
-width per cost (`bisect`), as if the ones before it had given the expected results. A model that never knew anything
-gets none (`megatron_kis.analysis.design.advice`). The gain of a run is simulated (`megatron_kis.analysis.design.gain`).
+Runs are added one at a time to one (N, D) cell: the level that halves the widest bracket that may contain F*, another
+seed where the levels are close already, one beyond a censored end, or another seed where a fall that matters would not
+have shown, in the cell with the largest width per cost (`bisect`), as if the ones before it had given the expected
+results. A model that never knew anything gets none (`megatron_kis.analysis.design.advice`). The gain of a run is
+simulated (`megatron_kis.analysis.design.gain`).
 
 Choosing by the simulated gain itself, among seeds and levels, was tried and needed more compute for the same interval
 (docs/LOG.md): with a few cells the gain of one run is small compared with the noise of its own estimate.
@@ -227,9 +228,10 @@ def _bisect(
                 continue
             a, b = max(inner, key=lambda pair: pair[1] / pair[0])
             dose, width = float(round(math.sqrt(a * b))), math.log(b / a)
-            if dose < _NEAR * a or b < _NEAR * dose:
-                continue
             reason = f"halves a bracket that may hold {one.symbol_at_transition}"
+            if dose < _NEAR * a or b < _NEAR * dose:
+                dose, width = _again(cell, [level for pair in inner for level in pair])
+                reason = f"another seed near {one.symbol_at_transition}: levels between would only be that"
         elif point.status == LEFT_CENSORED:
             dose, width = float(max(round(levels[0] / _STEP), 1)), 1.0
             if levels[0] < _NEAR * dose:
@@ -251,6 +253,20 @@ def _bisect(
         if best is None or rank > best[0]:
             best = rank, (_step(cell, dose, reason), index)
     return best[1] if best else None
+
+
+def _again(cell: Cell, doses: Sequence[float]) -> tuple[float, float]:
+    """Returns the dose with the fewest runs, of several the nearest to F*, and by how much one more narrows the log F*.
+
+    The width of an interval falls with the root of the number of runs.
+    """
+    point = cell.point
+    assert point.high
+    middle = math.log(point.value or point.high)
+    dose = min(doses, key=lambda dose: (len(cell.seeds.get(dose, ())), abs(math.log(dose) - middle)))
+    width = math.log(point.high / max(point.low or 0.0, min(doses)))
+    runs = max(len(cell.seeds.get(dose, ())), 1)
+    return dose, width * (1 - math.sqrt(runs / (runs + 1)))
 
 
 def _fewest_seeds(cell: Cell) -> float:

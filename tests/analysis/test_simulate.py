@@ -211,6 +211,23 @@ def test_runs_proposed_together_are_different_ones_that_halve_and_are_worth_thei
     assert [replace(p, gain=None) for p in proposals] == bisect(renamed, settings, group=group, count=4, points=points)
 
 
+def test_levels_that_are_close_already_get_another_seed_near_the_collapse():
+    """A run between them would only be another seed; without any proposal a study would end with a wide interval."""
+    truth = Truth(facts=200, size_exponent=0.25)
+    cell = CELLS[0]
+    corner = truth.collapse_point(*cell)
+    dense = [0, *(round(corner * 1.07**step) for step in range(-20, 21))]
+    table, _ = simulate_table(truth, [cell], dense, 1, np.random.default_rng(4), groups=("background",))
+    proposals = bisect(table, QUICK, group="background", count=6)
+    assert len({(p.frequency, p.seed) for p in proposals}) == 6
+    seeds = [p.seed for p in proposals]
+    assert seeds == sorted(seeds), "no level has a third run before its neighbours have a second"
+    assert all(p.frequency in dense and "another seed near F*" in p.reason for p in proposals)
+    (point,) = [p for p in find_transitions(table, QUICK) if p.kind == "collapse"]
+    nearest = sorted(dense[1:], key=lambda level: abs(math.log(level / point.value)))
+    assert {p.frequency for p in proposals[:3]} <= set(nearest[:5])
+
+
 def test_without_a_law_the_cells_are_bisected():
     truth = Truth(collapses=False)
     table, _ = simulate_table(
