@@ -1,9 +1,9 @@
 """What a study can show, judged before it is trained: falls, onsets, the law's interval, what the background knows.
 
-How small a fall is told from chance follows from the facts, seeds and levels as the criteria take them. Studies of a
-known truth are then simulated with the same sizes, levels, seeds and facts (`analysis.simulate`), and go through the
-declared criterion and the law: half of what can be known is known without infusion, every model begins to lose it at
-the geometric middle of its levels, and models scatter around the law as `Truth` has it.
+The smallest fall that can be distinguished from chance follows from the facts, seeds and levels, by the criteria.
+Studies of a known truth are then simulated with the same sizes, levels, seeds and facts (`analysis.simulate`), and go
+through the declared criterion and the law: half of what can be known is known without infusion, every model begins to
+lose it at the geometric middle of its levels, and models scatter around the law as `Truth` has it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _LARGEST_SHARE = 0.3  # of the tokens for background facts that is proposed
 _SHOWN = 4
 _RESAMPLES = 199
 LARGEST_FACTOR = 1e6
-"""Widest interval that is told apart from one that says nothing."""
+"""Widest interval that says more than nothing."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Power:
     needed: float
     """Fall that must be found before "no collapse" can be said."""
     told: float
-    """Smallest rate at a level that is told from chance."""
+    """Smallest rate at a level that can be distinguished from chance."""
 
     @property
     def enough(self) -> bool:

@@ -1,1 +1,1 @@
-"""Measurements, one file a question; run as ``python -m benchmarks.NAME``."""
+"""Measurements, one file per question; run as ``python -m benchmarks.NAME``."""

@@ -11,7 +11,7 @@ relation's facts, spread evenly over its file, for all alike.
 Rule ``statement`` (LM-Pub-Quiz: reduction "sum"; lm-eval: the log-likelihood of the statement after the token that ends
 documents). Tokenizing is counted on all sides. Prints JSON: seconds by the clock and of processor time (which alone
 other work on the machine leaves as it is: with one thread it is what counts; with more, or on a GPU, the clock), facts
-and questions a second, the largest difference of a score, and the arithmetic floor: FLOPs of the nodes over the speed
+and questions per second, the largest difference of a score, and the arithmetic floor: FLOPs of the nodes over the speed
 of a matrix product of the model's output layer.
 """
 

@@ -1,4 +1,4 @@
-"""The pages of the documentation: their blocks, the commands in them, and a shell to run them."""
+"""The pages of the documentation: their blocks, the commands in them, a shell to run them, a browser to open them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,18 @@ from tests.forked import run_kis
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+QUIET = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--virtual-time-budget=3000",
+]
 _NOTE = r"(?:<!-- (?P<note>(?:(?!-->).)*?) -->\n *)?"
 _BLOCK = re.compile(rf"^( *){_NOTE}```(?P<info>[^\n`]*)\n(?P<text>.*?)^ *```$", re.M | re.S)
 _WITHOUT_MODELS = ("law", "plan", "schema")  # commands that import neither PyTorch nor Megatron-Core

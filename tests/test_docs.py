@@ -17,7 +17,7 @@ from megatron_kis.analysis.findings.analyse import fit_laws
 from megatron_kis.analysis.outputs import law_record
 from megatron_kis.cli.main import build_parser
 from megatron_kis.common.files import write_json
-from tests.pages import PAGES, ROOT, blocks, commands, run
+from tests.pages import CHROMIUM, PAGES, QUIET, ROOT, blocks, commands, run
 
 RESULTS = ROOT / "docs" / "study" / "results" / "tutorial"
 SOURCES = [path for package in ("megatron_kis", "data_tools", "analysis") for path in (ROOT / package).rglob("*.py")]
@@ -81,20 +81,60 @@ def test_every_message_among_the_errors_is_one_that_is_printed() -> None:
     assert [message for message, pattern in patterns.items() if not re.search(pattern, sources)] == []
 
 
-@pytest.mark.slow
-def test_the_site_builds_without_a_broken_link(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the built site."""
+    folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(ROOT / "docs" / "site" / "mkdocs.yml")]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(
-        [*command, "-d", str(tmp_path / "site")], env=environment, capture_output=True, text=True, check=False
-    )
+    ended = subprocess.run([*command, "-d", str(folder)], env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
-    page = (tmp_path / "site" / "reference" / "commands.html").read_text(encoding="utf-8")
+    return folder
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_broken_link(site: Path) -> None:
+    page = (site / "reference" / "commands.html").read_text(encoding="utf-8")
     assert "kis data corpus" in page and "--on-error" in page
-    assert "training.optimizer.learning_rate" in (tmp_path / "site" / "reference" / "configuration.html").read_text()
-    study = (tmp_path / "site" / "study" / "index.html").read_text(encoding="utf-8")
+    assert "training.optimizer.learning_rate" in (site / "reference" / "configuration.html").read_text()
+    study = (site / "study" / "index.html").read_text(encoding="utf-8")
     assert study.count('<div class="wide"><table>') > 5  # tables that site.css sets tightly
     assert "../assets/site.css" in study
-    assert (tmp_path / "site" / "assets" / "site.css").is_file()
-    everything = "\n".join(path.read_text(encoding="utf-8") for path in (tmp_path / "site").rglob("*.html"))
+    assert (site / "assets" / "site.css").is_file()
+    everything = "\n".join(path.read_text(encoding="utf-8") for path in site.rglob("*.html"))
     assert not re.search(r'<(?:script|link)[^>]+(?:src|href)="https?://', everything)  # nothing loads from elsewhere
+    assert '<ol start="4">' in (site / "index.html").read_text(encoding="utf-8")  # a list that a block interrupts
+
+
+# Runs in a page of the site, as a user would: writes a word into the search box, and notes what is found.
+SEARCH = """
+<script>
+addEventListener("load", () => setTimeout(() => {
+  document.querySelector("[for=__search]").click();
+  const query = document.querySelector("[data-md-component=search-query]");
+  query.value = "collapse";
+  query.focus();
+  query.dispatchEvent(new KeyboardEvent("keyup", {bubbles: true}));
+  setTimeout(() => {
+    const out = document.createElement("pre");
+    out.id = "seen";
+    out.textContent = document.querySelector(".md-search-result__meta").textContent.trim();
+    document.body.append(out);
+  }, 4000);
+}, 1500));
+</script>
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_pages_opened_from_files_can_be_searched(site: Path, tmp_path: Path) -> None:
+    page = (site / "how-to" / "steps.html").read_text(encoding="utf-8")
+    probed = site / "how-to" / "probed.html"
+    probed.write_text(page.replace("</body>", SEARCH + "</body>"), encoding="utf-8")
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    command = [str(CHROMIUM), *QUIET[:-1], "--virtual-time-budget=20000", profile, "--dump-dom", probed.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True).stdout
+    probed.unlink()
+    assert re.search(r'<pre id="seen">\d+ matching documents</pre>', dom)

@@ -10,9 +10,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from benchmarks import study_page
+from benchmarks import study_figures, study_page
 from megatron_kis.analysis.law.predict import load_predictions
 from megatron_kis.analysis.law.validate import validate
+from megatron_kis.analysis.report.law_figure import law_figures
 from megatron_kis.analysis.runs.load_csv import load_points_csv
 from megatron_kis.common.errors import InputError
 
@@ -121,3 +122,39 @@ def test_likeness_compares_facts_within_their_cells(results: Path) -> None:
     assert study_page.likeness("amount") == before
     table.assign(right=-table["same_object"]).to_csv(path, index=False)
     assert [row[1] for row in rows_of(study_page.likeness("amount"))][-1] == "-1.00"
+
+
+SIZES = ("122k", "154k", "232k", "323k", "664k")
+_LABEL = re.compile(r'<text[^>]* transform="[^"]*?([\d.]+)\)"[^>]*>([^<]+)</text>')
+
+
+def labels_of(path: Path) -> dict[str, float]:
+    """The texts of a figure, with their places from the top."""
+    return {text.strip(): float(place) for place, text in _LABEL.findall(path.read_text(encoding="utf-8"))}
+
+
+def test_the_figures_are_those_of_the_results_and_leave_out_no_size_and_no_level(tmp_path: Path) -> None:
+    study_figures.draw(tmp_path)
+    assert {path.stem for path in study_figures.TARGET.iterdir()} == set(study_figures.NAMES)
+    for name in study_figures.NAMES:
+        labels = labels_of(study_figures.TARGET / f"{name}.svg")
+        assert labels.keys() == labels_of(tmp_path / f"{name}.svg").keys()
+        if name.startswith("law-"):
+            assert labels.keys() >= {*SIZES, "F (exposures per fact)"}
+            continue
+        title = "infusion frequency F (exposures per fact, log scale)"
+        assert labels.keys() >= {*(f"N = {size}" for size in SIZES), "490", "0.95", title}
+        assert min(place for text, place in labels.items() if text.startswith("N = ")) > labels[title] > labels["490"]
+
+
+def test_a_prediction_does_not_hide_the_point_of_the_model_that_was_trained_after_it() -> None:
+    drawings = [drawing for drawing in law_figures(study_figures.result()) if "series prediction" in drawing.svg]
+    assert len(drawings) == 3
+    for drawing in drawings:
+        places = {
+            series: [float(x) for x in re.findall(r'<use[^>]* x="([\d.]+)"', group)]
+            for series, group in re.findall(r'class="series (prediction|seen|censored)"(.*?)</g>', drawing.svg, re.S)
+        }
+        (star,) = places.pop("prediction")
+        last = max(x for xs in places.values() for x in xs)
+        assert 3 < star - last < 12

@@ -51,7 +51,7 @@ def advice(
     whole: bool = True,
     largest_ratio: float = 0.95,
 ) -> list[Remark]:
-    """Returns what would tell more than another run of the present levels, from what the collapse points are.
+    """Returns what would help more than another run of the present levels, from what the collapse points are.
 
     Args:
         points: the study's transitions.

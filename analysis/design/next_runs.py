@@ -138,7 +138,7 @@ def check_criterion(settings: AnalysisConfig) -> None:
     """
     if settings.criterion == "general_loss":
         raise InputError(
-            "is general_loss: runs are proposed for a collapse by memory, and none is sought",
+            "is general_loss: runs are proposed for a collapse by memory, and this criterion finds none",
             where="analysis.criterion",
             remedy="choose the runs by hand, or another criterion",
         )

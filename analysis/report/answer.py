@@ -1,4 +1,4 @@
-"""The first sentences of the report: what was measured, what follows for the target, and what would tell more."""
+"""The first sentences of the report: what was measured, what follows for the target, and what to add to learn more."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Answer:
     target: list[str]
     """Sentences on a model that was not trained; empty where none was asked about."""
     more: str
-    """What would tell more, and what it costs; empty where nothing is missing."""
+    """What to add to learn more, and its cost; empty where nothing is missing."""
     changes: list[str]
     """What to change in the study file for it, by key, with numbers; empty where the file is not known."""
     terms: list[str]
@@ -48,8 +48,8 @@ def answer(result: AnalysisResult) -> Answer:
     changes = _changes(result, points)
     more = _more(result, points)
     if changes:
-        beside = "; ".join(part for part in ("kis study next proposes the runs", _cost(result)) if part)
-        more = f"What would tell more, by key of the study file ({beside}):"
+        notes = "; ".join(part for part in ("kis study next proposes the runs", _cost(result)) if part)
+        more = f"To learn more, change these keys of the study file ({notes}):"
     return Answer(_measured(result, points), _target(result, one), more, changes, _terms(result, points))
 
 
@@ -82,25 +82,25 @@ _TOLD: dict[tuple[str, str], _Words] = {
         "new facts are learned from about {}",
         "new facts are learned at {} already",
         "new facts are still being learned at {}",
-        "it cannot be told from which dose on new facts are learned",
+        "it is not clear from which dose new facts are learned",
     ),
     _KEPT: _Words(
         "earlier knowledge is kept up to about {}",
         "earlier knowledge is being lost at {} already",
         "earlier knowledge is kept up to at least {}",
-        "it cannot be told whether earlier knowledge is lost",
+        "it is not clear whether earlier knowledge is lost",
     ),
     _FORGOTTEN: _Words(
         "the new facts themselves are lost again from about {}",
         "the new facts themselves are being lost at {} already",
         "the new facts themselves are kept up to at least {}",
-        "it cannot be told whether the new facts themselves are lost again",
+        "it is not clear whether the new facts themselves are lost again",
     ),
     _WORSE: _Words(
         "the loss on general text is {tolerance} worse from about {}",
         "the loss on general text is {tolerance} worse at {} already",
         "the loss on general text stays within {tolerance} up to at least {}",
-        "it cannot be told from which dose on the loss on general text is {tolerance} worse",
+        "it is not clear from which dose the loss on general text is {tolerance} worse",
     ),
 }
 
@@ -140,7 +140,7 @@ def _sentence(result: AnalysisResult, key: tuple[str, str], points: Sequence[Tra
     if len(unknown) == len(points):
         parts.append((unknown, f"{filled(words.unknown, '')}: {'; '.join(_reasons(result, unknown))}"))
     elif unknown:
-        parts.append((unknown, "this cannot be told"))
+        parts.append((unknown, "this is not clear"))
     text = "; ".join(f"{_of_models(mine, points)}{said}" for mine, said in parts)
     return f"{text[0].upper()}{text[1:]}."
 
@@ -157,14 +157,14 @@ def _seen_dose(points: Sequence[Transition]) -> str:
     """Puts the doses at which transitions were seen into words, with their share of the tokens and intervals."""
     one = points[0].slice
     values = sorted(p.value for p in points if p.value is not None)
-    beside = [*_tokens([p.infusion_ratio for p in points], one)]
+    notes = [*_tokens([p.infusion_ratio for p in points], one)]
     ends = [end for p in points for end in (p.low, p.high) if end is not None]
     if ends:
         level = {p.confidence for p in points if p.interval == "profile"}
         which = f"{percent(max(level))} interval" if level else "interval"
         many = "s" if len(points) > 1 else ""
-        beside.append(f"{which}{many} {fmt.frequency(min(ends))} to {fmt.frequency(max(ends))}")
-    return _doses(values[0], values[-1], one) + (f" ({'; '.join(beside)})" if beside else "")
+        notes.append(f"{which}{many} {fmt.frequency(min(ends))} to {fmt.frequency(max(ends))}")
+    return _doses(values[0], values[-1], one) + (f" ({'; '.join(notes)})" if notes else "")
 
 
 def _bound(points: Sequence[Transition], end: str) -> str:
@@ -172,9 +172,9 @@ def _bound(points: Sequence[Transition], end: str) -> str:
     one = points[0].slice
     pick = min if end == "low" else max
     at = pick(points, key=lambda p: getattr(p, end) or 0.0)
-    beside = _tokens([at.ratio_low if end == "low" else at.ratio_high], one)
+    notes = _tokens([at.ratio_low if end == "low" else at.ratio_high], one)
     value = getattr(at, end) or 0.0
-    return _doses(value, value, one) + (f" ({beside[0]})" if beside else "")
+    return _doses(value, value, one) + (f" ({notes[0]})" if notes else "")
 
 
 def _doses(low: float, high: float, one: Slice) -> str:
@@ -231,7 +231,7 @@ def _ends(points: Sequence[Transition]) -> tuple[float, float]:
 
 
 def _reasons(result: AnalysisResult, points: Sequence[Transition]) -> list[str]:
-    """Returns why transitions cannot be told, each reason once."""
+    """Returns why transitions cannot be determined, each reason once."""
     alpha = result.settings.alpha
     known = [p for p in points if p.kind == "collapse" and p.detectable is not None]
     never = [p for p in known if p.p_value is None]
@@ -348,7 +348,7 @@ def _predicted(p: Prediction) -> list[str]:
     ]
 
 
-# what would tell more
+# what to add
 
 
 def _changes(result: AnalysisResult, points: Sequence[Transition]) -> list[str]:
@@ -370,7 +370,7 @@ def _changes(result: AnalysisResult, points: Sequence[Transition]) -> list[str]:
 
 
 def _more(result: AnalysisResult, points: Sequence[Transition]) -> str:
-    """Says what is missing, and what it costs as far as the runs tell."""
+    """Says what is missing, and its cost as far as the runs show it."""
     if not points:
         return ""
     wanted = []
@@ -392,7 +392,7 @@ def _more(result: AnalysisResult, points: Sequence[Transition]) -> str:
     if not wanted:
         return ""
     where = " kis study next proposes runs, with their cost." if result.study and result.runs is not None else ""
-    return f"What would tell more: {'; '.join(wanted)}.{where}"
+    return f"To learn more: {'; '.join(wanted)}.{where}"
 
 
 def _cost(result: AnalysisResult) -> str:

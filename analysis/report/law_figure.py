@@ -21,6 +21,7 @@ from megatron_kis.analysis.runs.slices import Slice
 from megatron_kis.analysis.runs.transitions import LEFT_CENSORED, RIGHT_CENSORED, Transition
 
 _SPREAD = 30.0  # bands are shown up to this factor beyond the points; wider ones are cut off
+_NEXT = 1.06  # a prediction for a size that was trained is drawn to the right of its point by this factor
 
 
 def law_figures(result: AnalysisResult) -> list[Drawing]:
@@ -62,15 +63,16 @@ def _law_panel(
         _draw_points(drawn, points, colour)
         for p in predictions:
             low, high = p.prediction_interval
-            axes.plot([p.params] * 2, [low, high], color=COLOURS["ink"], linewidth=1.2)
-            axes.plot([p.params] * 2, p.confidence_interval, color=COLOURS["ink"], linewidth=3.2, solid_capstyle="butt")
+            place = p.params * (_NEXT if p.params in {point.params for point in points} else 1)
+            axes.plot([place] * 2, [low, high], color=COLOURS["ink"], linewidth=1.2)
+            axes.plot([place] * 2, p.confidence_interval, color=COLOURS["ink"], linewidth=3.2, solid_capstyle="butt")
             tip = (
                 f"prediction, N = {fmt.size(p.params)}, D = {fmt.size(p.tokens)}\n"
                 f"{one.symbol} ≈ {fmt.frequency(p.centre)}, {percent(p.confidence)} prediction interval "
                 f"{fmt.frequency(low)} to {fmt.frequency(high)}"
             )
             drawn.points(
-                [p.params], [p.centre], [tip], series="prediction", colour="ink", marker="*", markersize=12, zorder=5
+                [place], [p.centre], [tip], series="prediction", colour="ink", marker="*", markersize=12, zorder=5
             )
         axes.set_ylim(min(heights) / 2.2, max(heights) * 2.2)
         if law is not None:

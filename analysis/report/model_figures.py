@@ -283,7 +283,7 @@ def _band(drawn: Panel, axis: DoseAxis, point: Transition) -> str:
         return f"{title}: at or before {symbol} = {fmt.frequency(point.high)}."
     if point.status == RIGHT_CENSORED:
         return f"{title}: {fmt.finding(point)} ({point.reason})."
-    return f"{title}: cannot be told ({point.reason})."
+    return f"{title}: cannot be determined ({point.reason})."
 
 
 def template_spread(result: AnalysisResult, params: int, tokens: int) -> list[Drawing]:

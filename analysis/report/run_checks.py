@@ -27,7 +27,7 @@ class RunCheck:
     """One check."""
 
     status: str
-    """`GOOD`, `BAD`, or `OPEN` where it cannot be told or needs a thought."""
+    """`GOOD`, `BAD`, or `OPEN` where it cannot be determined or the reader must judge."""
     title: str
     text: str
 
@@ -117,14 +117,14 @@ def _seeds(result: AnalysisResult) -> RunCheck:
 
 
 def _told(result: AnalysisResult) -> RunCheck:
-    """Transitions that the data cannot tell are in no law."""
+    """Transitions that the data do not determine are in no law."""
     open_ = [p for p in result.points if p.status == INCONCLUSIVE]
     every = len(result.points)
     if not open_:
-        return RunCheck(GOOD, "Every model counts", f"All {fmt.plural(every, 'transition')} could be told.")
+        return RunCheck(GOOD, "Every model counts", f"All {fmt.plural(every, 'transition')} could be determined.")
     kinds = Counter(fmt.kind_title(p.kind, p.group, p.slice) for p in open_)
     listed = "; ".join(f"{kind}: {fmt.plural(count, 'model')}" for kind, count in kinds.most_common(3))
-    title = f"{len(open_)} of {fmt.plural(every, 'transition')} cannot be told"
+    title = f"{len(open_)} of {fmt.plural(every, 'transition')} cannot be determined"
     return RunCheck(OPEN, title, f"{listed}. The table below says why.")
 
 

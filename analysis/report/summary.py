@@ -274,5 +274,5 @@ def _sentence(kind: str, group: str, points: list[Transition]) -> str:
             span = fmt.span(fmt.frequency(bounds[0]), fmt.frequency(bounds[-1]))
             parts.append(f"{said} up to {one.symbol} = {span} ({names(RIGHT_CENSORED, mine)})")
     if INCONCLUSIVE in by:
-        parts.append(f"cannot be told ({names(INCONCLUSIVE)})")
+        parts.append(f"cannot be determined ({names(INCONCLUSIVE)})")
     return f"{fmt.kind_title(kind, group)}: {'; '.join(parts)}."

@@ -125,6 +125,12 @@ class Panel:
         self.figure.set_figheight(whole)
         self.figure.subplots_adjust(bottom=below / whole, top=1 - above / whole)
 
+    @property
+    def room_below(self) -> float:
+        """The margin below the axes, where ticks and title are, as a share of the axes' height."""
+        margins = self.figure.subplotpars
+        return float(margins.bottom / (margins.top - margins.bottom))
+
     def points(
         self, x: Sequence[float], y: Sequence[float], tips: Sequence[str], *, series: str, colour: str, **style: Any
     ) -> None:
@@ -187,7 +193,8 @@ def _export(drawn: Panel) -> None:
             handles,
             labels,
             loc="upper center",
-            bbox_to_anchor=(0.5, -0.16),
+            bbox_to_anchor=(0.5, -drawn.room_below),
+            borderaxespad=0,
             ncols=min(len(labels), 3),
             fontsize=9,
             columnspacing=1.4,

@@ -39,7 +39,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "reference/commands.md": "\n".join(_commands()),
         "reference/configuration.md": "\n".join(_configuration()),
     }
-    pages["assets/site.css"] = (Path(__file__).parent / "site.css").read_text(encoding="utf-8")
+    for asset in ("site.css", "iframe-worker.js"):
+        pages[f"assets/{asset}"] = (Path(__file__).parent / asset).read_text(encoding="utf-8")
     for name, content in pages.items():
         files.append(File.generated(config, name, content=content))
     for path in sorted({path for file in files.documentation_pages() for path, _ in _outside(file)}):

@@ -215,7 +215,7 @@ class _Executor:
         return any(other.trunk == run.output for other in (*self.waiting, *self._suspects))
 
     def _is_held_elsewhere(self, folder: Path) -> bool:
-        """Tells whether another living executor is at work on a run."""
+        """Tells whether another living executor executes a run."""
         lease = read_lease(folder)
         return lease is not None and is_live(lease, owner=self._owner, seconds=self._lease_seconds)
 

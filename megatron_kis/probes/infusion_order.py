@@ -9,7 +9,7 @@ all objects of a relation are options this cannot be helped.) Facts that no ques
 
 The order is that of the questions' file, the same for all seeds and whatever a run is asked: it is taken from
 questions of every split (``ONE_OF_EACH``), not from those that ``probes.templates`` leaves. Where a study has other
-questions by now than its first runs began with, the first ones still tell the order (``order_file``).
+questions now than its first runs began with, the first ones still tell the order (``order_file``).
 """
 
 from __future__ import annotations

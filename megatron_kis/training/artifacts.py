@@ -285,9 +285,9 @@ def open_run(folder: Path) -> PastRun:
 
 
 def as_begun(config: RunConfig) -> tuple[RunConfig, Path | None]:
-    """Returns how an unfinished run goes on: it is asked what it was asked from the start.
+    """Returns how an unfinished run resumes: it is asked what it was asked from the start.
 
-    Its logs would otherwise hold answers to two sets of questions. A study that has other ones by now asks it again
+    Its logs would otherwise hold answers to two sets of questions. A study that has other ones now asks it again
     when it has ended (``kis study probe``).
 
     Args:

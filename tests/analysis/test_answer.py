@@ -92,11 +92,11 @@ def test_models_that_differ_are_told_apart_and_what_cannot_be_told_has_its_reaso
     unknown = replace(points[0], status="inconclusive", value=None, low=None, high=None, reason="why not")
     (said,) = answer(analyse_points([unknown, *points[1:]], QUICK)).measured
     assert said.startswith("In 2 of 3 models (300k and 1M), earlier knowledge is kept up to about ")
-    assert said.endswith("; in 1 of 3 models (100k), this cannot be told.")
+    assert said.endswith("; in 1 of 3 models (100k), this is not clear.")
     never = replace(unknown, detectable=0.2, peak=0.3)
     (said,) = answer(analyse_points([never], QUICK)).measured
     assert said == (
-        "It cannot be told whether earlier knowledge is lost: background facts were not reliably known at any dose, 0 "
+        "It is not clear whether earlier knowledge is lost: background facts were not reliably known at any dose, 0 "
         "included (30% right at most)."
     )
     small = replace(never, p_value=0.07)
@@ -121,7 +121,7 @@ def test_a_law_of_few_models_gives_a_first_estimate_and_what_is_missing():
     said = " ".join(first.target)
     assert "a first estimate: with a probability of 95%, earlier knowledge is kept" in said
     assert "It rests on 3 models; a law to act on needs 5." in said
-    assert first.more == "What would tell more: 2 more model sizes."
+    assert first.more == "To learn more: 2 more model sizes."
     assert sentence(result.decisions[0]).startswith("As a first estimate, show each fact at most ")
     of_loss = analyse_points(
         [
@@ -199,8 +199,8 @@ def test_what_to_change_has_numbers_where_the_study_file_is_known(void):
     file = parse_yaml((ROOT / "run_scripts" / "studies" / "quickstart.yaml").read_text(), where="quickstart.yaml")
     known = answer(replace(void, study=file))
     assert known.more == (
-        "What would tell more, by key of the study file (kis study next proposes the runs; at the largest "
-        "size, 400k, 4 runs took 2 min each):"
+        "To learn more, change these keys of the study file (kis study next proposes the runs; at the largest size, "
+        "400k, 4 runs took 2 min each):"
     )
     keys = [change.partition(":")[0] for change in known.changes]
     assert "background.frequency" in keys

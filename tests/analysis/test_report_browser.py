@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from html import unescape
 
@@ -12,21 +11,9 @@ import pytest
 
 from megatron_kis.analysis import report
 from tests.analysis.synthetic import Truth, write_study
+from tests.pages import CHROMIUM, QUIET
 
 pytestmark = pytest.mark.slow
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-QUIET = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--virtual-time-budget=3000",
-]
 
 # Runs after the page's own script, as a user would: moves over a point, clicks a legend key, and notes what it sees.
 PROBE = """

@@ -23,4 +23,4 @@ def test_models_are_counted_when_all_agree_and_listed_by_budget_when_not():
     said = _sentence("collapse", "background", [odd, *points[1:]])
     first, second, third = [fmt.size(point.params) for point in points[:3]]
     assert f"seen at F ≈ 759 ({second} and {third} at D = 1M; {first}, {second} and {third} at D = 10M)" in said
-    assert f"cannot be told ({first} at D = 1M)." in said
+    assert f"cannot be determined ({first} at D = 1M)." in said

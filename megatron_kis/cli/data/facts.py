@@ -25,7 +25,7 @@ def add_facts(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument("--columns", nargs="+", default=[], metavar="FIELD=COLUMN", help=columns)
     errors = "a malformed row ends the import, or is dropped and counted"
     parser.add_argument("--on-error", choices=("stop", "skip"), default="stop", help=errors)
-    templates = "write the templates that BEAR and LAMA bring; not over a file that is there"
+    templates = "write the templates of BEAR or LAMA; an existing file is not replaced"
     parser.add_argument("--templates-output", type=new_file, metavar="FILE", help=templates)
 
     def add() -> None:

@@ -55,7 +55,7 @@ class Design:
         for power in check.powers:
             seeds = f"{power.seeds} seed{'s' * (power.seeds > 1)}"
             lines.append(
-                f"{power.group}: {power.facts:,} facts, {seeds}: a level is told from chance at a rate of "
+                f"{power.group}: {power.facts:,} facts, {seeds}: a level is distinguished from chance at a rate of "
                 f"{power.told:.2f}, and a fall of {power.detectable:.2f} is seen (needed: {power.needed:.2f})"
             )
         if check.known:

@@ -132,7 +132,7 @@ def _groups(points: list[Transition]) -> list[str]:
 
 
 def _remarks(study: StudyConfig, points: list[Transition], settings: AnalysisConfig, *, whole: bool) -> list[Remark]:
-    """Returns what runs of the study's own sizes cannot mend; with ``whole`` also why none is proposed."""
+    """Returns what runs of the study's own sizes cannot fix; with ``whole`` also why none is proposed."""
     from megatron_kis.analysis.design.advice import advice
     from megatron_kis.analysis.design.outline import outline_of, sketch
     from megatron_kis.analysis.design.requirements import requirements
@@ -200,9 +200,9 @@ def _runs(study: StudyConfig) -> Runs:
 
 
 def _print_remarks(study: str, remarks: list[Remark], *, nothing: bool) -> None:
-    """Prints what more runs of these sizes cannot mend; ``nothing``: no run was proposed."""
+    """Prints what more runs of these sizes cannot fix; ``nothing``: no run was proposed."""
     if nothing:
-        print(f"{printable(study)}: no run of these sizes, budgets and facts would tell more")
+        print(f"{printable(study)}: no run of these sizes, budgets and facts would add information")
     if remarks:
         print("to change:")
     for remark in remarks:
@@ -237,7 +237,7 @@ def _print_sizes(sizes: list[dict[str, Any]], symbol: str) -> None:
         return
     print()
     print_table(
-        "what one size more in the ladder would tell",
+        "what one more size in the ladder would add",
         ("params", "tokens", f"{symbol} expected", "runs", "FLOPs", "interval narrower by"),
         [
             [

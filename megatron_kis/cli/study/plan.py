@@ -132,7 +132,7 @@ def _data(study: StudyConfig) -> Iterator[DataConfig]:
             raise refused(study.output, others, holders)
         changed = ", ".join(differences)
         if questions:
-            logger.info(f"{study.name}: the study asks other questions by now ({', '.join(questions)})")
+            logger.info(f"{study.name}: the study now asks other questions ({', '.join(questions)})")
             logger.info(f"{study.name}: kis study probe asks the runs that have ended; what is trained stays as it is")
             yield own
             return

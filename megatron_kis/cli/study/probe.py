@@ -1,4 +1,4 @@
-"""``kis study probe``: finished runs are asked the questions that the study has by now; nothing is trained."""
+"""``kis study probe``: finished runs are asked the study's present questions; nothing is trained."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ _SHOWN = 3
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = add_step(
-        steps, "probe", "ask finished runs the questions that the study has by now, without training", _probe
-    )
+    parser = add_step(steps, "probe", "ask finished runs the study's present questions, without training", _probe)
     add_only(parser)
     parser.add_argument("--batch-size", type=int, metavar="N", help="options in a forward pass (default: the study's)")
 

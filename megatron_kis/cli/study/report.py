@@ -94,7 +94,7 @@ def _same_data(study: StudyConfig) -> None:
     there = study.data.templates.is_file()  # a study that was moved is reported without its sources
     if len(alone) == len(asked) and there and (changed := other_questions(study.data, study.output / "data")):
         raise InputError(
-            f"the study asks other questions by now: {'; '.join(changed)}",
+            f"the study now asks other questions: {'; '.join(changed)}",
             where=str(study.output / FILE),
             remedy="kis study probe asks finished runs, without training; or restore them",
         )

@@ -59,7 +59,7 @@ def test_new_questions_are_asked_without_training_and_added_beside_the_old_ones(
     assert kis(capsys, "study", "status", done)[1].count("1 done") == 1
     status, said = kis(capsys, "study", "report", done)
     assert status == 2
-    assert "asks other questions by now: data.templates: " in said
+    assert "now asks other questions: data.templates: " in said
     assert "kis study probe" in said
 
     status, said = kis(capsys, "study", "probe", done)

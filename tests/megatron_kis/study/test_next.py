@@ -1,4 +1,4 @@
-"""Where no run would tell more, ``kis study next`` says why and what to change."""
+"""Where no run would add information, ``kis study next`` says why and what to change."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_study_that_taught_nothing_is_told_how_to_teach(tmp_path: Path, capsys
     wanted = int(said["background.frequency"].split("background.frequency: ")[1].split()[0])
     assert wanted >= 200
     assert "3 models of 3 sizes can carry only an unvalidated" in said["ladder"]
-    assert "s: no run of these sizes, budgets and facts would tell more\nto change:\n- " in printed
+    assert "s: no run of these sizes, budgets and facts would add information\nto change:\n- " in printed
     assert "why" not in printed.splitlines()[0]  # no empty table
 
 
