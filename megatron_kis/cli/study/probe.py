@@ -32,6 +32,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def _probe(options: argparse.Namespace) -> int:
+    from megatron_kis.common.asked import check_folder
     from megatron_kis.study.lock import study_lock
 
     if options.batch_size is not None and options.batch_size < 1:
@@ -47,10 +48,14 @@ def _probe(options: argparse.Namespace) -> int:
         raise InputError(
             f"not ended yet: {first_of(others, _SHOWN)}", where="--only", remedy="kis study run trains them"
         )
+    for run in chosen:
+        check_folder(run.output)
     logger.info(f"{study.name}: {len(chosen)} of {len(named)} runs have ended")
     with study_lock(study.output):
         questions = _prepare(study, every)
-        failed = _ask(study, chosen, questions, batch_size=options.batch_size)
+        open_runs = unasked(chosen, questions)
+        logger.info(f"{study.name}: {len(chosen) - len(open_runs)} of {len(chosen)} were asked these questions already")
+        failed = ask(open_runs, questions, batch_size=options.batch_size)
     if len(failed) < len(chosen):
         analyse(study, as_json=options.json)
     if failed:
@@ -92,20 +97,30 @@ def _prepare(study: StudyConfig, every: list[RunConfig]) -> Path:
     return path
 
 
-def _ask(study: StudyConfig, runs: list[RunConfig], questions: Path, *, batch_size: int | None) -> list[str]:
-    """Asks each run that has not been asked; returns those that could not be, each with the reason."""
+def unasked(runs: list[RunConfig], questions: Path) -> list[RunConfig]:
+    """Returns the finished runs without answers to the questions of a file.
+
+    Args:
+        runs: finished runs, with the choice among the questions that they are to be asked.
+        questions: the file.
+    """
     from megatron_kis.common.asked import asking_of, place_of_answers
     from megatron_kis.common.files import read_json, sha256_file
     from megatron_kis.common.identity import RUN_FILE, RUN_SCHEMA
 
-    sha256, open_runs, failed = sha256_file(questions), [], []
+    sha256, found = sha256_file(questions), []
     for run in runs:
         wanted = asking_of(sha256, {"probes": run.probes.model_dump(mode="json")})
         if place_of_answers(run.output, read_json(run.output / RUN_FILE, RUN_SCHEMA), wanted) is None:
-            open_runs.append(run)
-    logger.info(f"{study.name}: {len(runs) - len(open_runs)} of {len(runs)} were asked these questions already")
-    for number, run in enumerate(open_runs, start=1):
-        logger.info(f"asking {run.name} ({number} of {len(open_runs)})")
+            found.append(run)
+    return found
+
+
+def ask(runs: list[RunConfig], questions: Path, *, batch_size: int | None = None) -> list[str]:
+    """Asks finished runs the questions of a file; returns those that could not be asked, each with the reason."""
+    failed = []
+    for number, run in enumerate(runs, start=1):
+        logger.info(f"asking {run.name} ({number} of {len(runs)})")
         try:
             _ask_one(run, questions, batch_size=batch_size)
         except KisError as error:
