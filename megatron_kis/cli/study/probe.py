@@ -139,9 +139,10 @@ def _ask_one(run: RunConfig, questions: Path, *, batch_size: int | None) -> None
         return
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
     sizes = ["--tensor", str(run.parallel.tensor), "--pipeline", str(run.parallel.pipeline)]
-    batch = [] if batch_size is None else ["--batch-size", str(batch_size)]
+    more = ["--probes", run.probes.model_dump_json()]
+    more += [] if batch_size is None else ["--batch-size", str(batch_size)]
     prefix = str(questions).removesuffix(".questions.jsonl")
-    command = [*launcher, "megatron_kis", "probe", str(run.output), "--keep", "--exposures", prefix, *sizes, *batch]
+    command = [*launcher, "megatron_kis", "probe", str(run.output), "--keep", "--exposures", prefix, *sizes, *more]
     ended = subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
     if ended.returncode:
         raise JobError(f"kis probe under torchrun ended with status {ended.returncode}")

@@ -13,8 +13,14 @@ import yaml
 
 from megatron_kis.analysis.runs.load import load_runs
 from megatron_kis.cli.main import main
+from megatron_kis.cli.study import probe
+from megatron_kis.cli.study.common import data_config
+from megatron_kis.common.configuration import load_config
 from megatron_kis.common.files import sha256_content, sha256_file
 from megatron_kis.common.units import in_bytes
+from megatron_kis.config.study import StudyConfig
+from megatron_kis.config.training import ParallelConfig
+from megatron_kis.study.grid import runs_of
 from tests.run_files import tensor_shapes
 from tests.runs import hashes
 from tests.sources import Sources
@@ -165,6 +171,26 @@ def test_runs_without_answers_are_shown_and_asked_by_study_run(done: Path, capsy
     status, said = kis(capsys, "study", "run", done)
     assert (status, hashes(out / "runs")) == (0, after)
     assert "asking" not in said
+
+
+@pytest.mark.slow
+def test_a_run_of_two_ranks_is_asked_by_two_processes_as_by_one(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    edited(done, probes={"moments": {"shares": [1.0]}, "facts_per_group": 4})
+    study = load_config(StudyConfig, done)
+    (run,) = runs_of(study, data_config(study))
+    shared = run.replace(parallel=ParallelConfig(tensor=2))
+    questions = data_config(study).questions
+    monkeypatch.setattr(probe, "_has_gpus", lambda *_: True)  # two processes on the CPU, over gloo
+    margins = []
+    for one in (shared, run):
+        assert probe.unasked([one], questions) == [one]
+        assert probe.ask([one], questions) == []
+        assert probe.unasked([one], questions) == []
+        (rows,) = (run.output / "asked").glob("*/probes.jsonl")
+        margins.append([json.loads(line)["margin"] for line in rows.read_text().splitlines()])
+        if one is shared:
+            shutil.rmtree(run.output / "asked")
+    assert margins[0] == pytest.approx(margins[1], abs=1e-4)
 
 
 def test_a_run_that_cannot_be_asked_is_named_and_the_study_ends(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
