@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from megatron_kis.cli.study.asking import ask, unasked
 from megatron_kis.cli.study.common import (
     DATA_FOLDER,
     add_step,
@@ -115,8 +116,6 @@ def _run(options: argparse.Namespace) -> int:
 
 def _ask_those_left(study: StudyConfig, runs: list[RunConfig]) -> None:
     """Asks the runs that are done and were asked other questions; the report names those that cannot be asked."""
-    from megatron_kis.cli.study.probe import ask, unasked
-
     questions = data_config(study).questions
     left = unasked([run for run in runs if (run.output / "DONE").exists()], questions)
     if left:

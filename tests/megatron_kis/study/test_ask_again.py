@@ -13,7 +13,7 @@ import yaml
 
 from megatron_kis.analysis.runs.load import load_runs
 from megatron_kis.cli.main import main
-from megatron_kis.cli.study import probe
+from megatron_kis.cli.study import asking
 from megatron_kis.cli.study.common import data_config
 from megatron_kis.common.configuration import load_config
 from megatron_kis.common.files import sha256_content, sha256_file
@@ -180,12 +180,12 @@ def test_a_run_of_two_ranks_is_asked_by_two_processes_as_by_one(done: Path, monk
     (run,) = runs_of(study, data_config(study))
     shared = run.replace(parallel=ParallelConfig(tensor=2))
     questions = data_config(study).questions
-    monkeypatch.setattr(probe, "_has_gpus", lambda *_: True)  # two processes on the CPU, over gloo
+    monkeypatch.setattr(asking, "_has_gpus", lambda *_: True)  # two processes on the CPU, over gloo
     margins = []
     for one in (shared, run):
-        assert probe.unasked([one], questions) == [one]
-        assert probe.ask([one], questions) == []
-        assert probe.unasked([one], questions) == []
+        assert asking.unasked([one], questions) == [one]
+        assert asking.ask([one], questions) == []
+        assert asking.unasked([one], questions) == []
         (rows,) = (run.output / "asked").glob("*/probes.jsonl")
         margins.append([json.loads(line)["margin"] for line in rows.read_text().splitlines()])
         if one is shared:
