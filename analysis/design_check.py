@@ -170,7 +170,7 @@ def design_check(outline: Outline, settings: AnalysisConfig, predict: Sequence[f
 def _known(outline: Outline, settings: AnalysisConfig) -> list[Known]:
     found = []
     for params, tokens in sorted(
-        {(int(n), int(d)) for n, d in outline.table[["params", "tokens"]].to_numpy().tolist()}
+        {(int(n), int(d)) for n, d in zip(outline.table["params"], outline.table["tokens"], strict=True)}
     ):
         half = half_known_by(params, tokens, outline, settings)
         if half is None:

@@ -17,7 +17,7 @@ from megatron_kis.common.units import in_table
 from megatron_kis.config.analysis import AnalysisConfig
 from megatron_kis.config.study import LadderEntry
 from megatron_kis.study.preflight import Remark
-from megatron_kis.study.proposals import nearest_new_size
+from megatron_kis.study.proposals import nearest_new_size, rate_words
 
 _LEVELS = {"retention": retention.FEWEST_LEVELS, "hinge": hinge.FEWEST_LEVELS, "tolerance_rule": 3, "half_margin": 3}
 _OTHERS = 3  # levels of an onset, and of a loss that leaves its tolerance
@@ -119,7 +119,8 @@ def _law(outline: Outline, one: Slice, settings: AnalysisConfig, predict: Sequen
         )
         added = added_sizes(outline, one, short)
         change = f"add {short} size{'s' * (short > 1)}" + (": " if added else "")
-        return [Remark("ladder", problem, change + "; ".join(size.words() for size in added))]
+        change += "; ".join(size.words() for size in added)
+        return [Remark("ladder", problem, change + (f"; {rate_words(outline.sizes)}" if added else ""))]
     if len(budgets) > 1:
         return _budgets(models, settings)
     form = None if settings.law == "auto" else declared(settings.law, together=False)

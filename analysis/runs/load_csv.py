@@ -377,6 +377,9 @@ def _records(path: Path, needed: Sequence[str], known: Sequence[str]) -> Iterato
     """Yields (line number, column -> stripped text) of a CSV file after checking its header."""
     reader = csv.reader(read_text(path).removeprefix("\ufeff").splitlines())
     header = [name.strip() for name in next(reader, [])]
+    if not any(header):
+        remedy = "the first line names the columns: " + ",".join(needed)
+        raise InputError("has no header", where=f"{path}:1", remedy=remedy)
     for name in needed:
         if name not in header:
             remedy = "needed are " + ",".join(needed)

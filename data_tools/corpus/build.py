@@ -370,7 +370,8 @@ def _refuse_nothing(
     skipped = next(_skipped_lines(first_list), None)
     why += f", the first {skipped['file']}:{skipped['line']}: {skipped['reason']}" if skipped else ""
     where = ", ".join(map(str, job.inputs))
-    raise InputError(f"no documents for the {empty} split ({why})", where=where)
+    remedy = "set a larger share aside for validation, or give more text" if work and empty != SPLIT_NAMES[0] else None
+    raise InputError(f"no documents for the {empty} split ({why})", where=where, remedy=remedy)
 
 
 def _skipped_lines(work: Work) -> Iterator[dict[str, Any]]:

@@ -28,13 +28,14 @@ from megatron_kis.data_tools.preparation.steps import StepInputs, fact_names, st
 __all__ = [
     "DataPrepConfig",
     "Held",
+    "Outdated",
     "PreparedData",
     "fact_names",
     "other_questions",
+    "outdated",
     "prepare_data",
     "prepare_questions",
     "stale",
-    "stale_questions",
     "tokenizer_path",
 ]
 
@@ -160,12 +161,25 @@ def stale(settings: DataPrepConfig, output: Path) -> list[str]:
     Raises:
         InputError: any wrong input.
     """
-    return [one for _, reasons in _outdated(settings, output) for one in reasons]
+    return outdated(settings, output).reasons
 
 
-def stale_questions(settings: DataPrepConfig, output: Path) -> list[str]:
-    """Lists those entries of ``stale`` that concern the questions alone, and nothing that a run is trained on."""
-    return [one for state, reasons in _outdated(settings, output) if state.asks_alone for one in reasons]
+@dataclass(frozen=True)
+class Outdated:
+    """What would be made again."""
+
+    reasons: list[str]
+    """All reasons, as ``stale`` returns them."""
+
+    questions: list[str]
+    """Those that concern the questions alone, and nothing that a run is trained on."""
+
+
+def outdated(settings: DataPrepConfig, output: Path) -> Outdated:
+    """Returns the result of ``stale``, and of it what concerns the questions alone; the data are read once."""
+    found = _outdated(settings, output)
+    alone = [one for state, reasons in found if state.asks_alone for one in reasons]
+    return Outdated([one for _, reasons in found for one in reasons], alone)
 
 
 def _outdated(settings: DataPrepConfig, output: Path) -> list[tuple[State, list[str]]]:

@@ -226,6 +226,7 @@ def _make_tokenizer(inputs: StepInputs, folder: Path) -> None:
         training(settings),
         names=fact_names(_known(inputs.facts)),
         say=inputs.progress.say,
+        source=", ".join(map(str, settings.text)),
     )
 
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO
 
-from megatron_kis.common.errors import InputError
+from megatron_kis.common.errors import InputError, not_utf8
 from megatron_kis.data_tools.readers.open import BUFFER, check_head, open_text
 from megatron_kis.data_tools.readers.parts import TextPart
 
@@ -120,4 +120,4 @@ def decoded(number: int, line: bytes) -> str:
     try:
         return line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        raise BadLineError(number, f"not UTF-8 (byte {error.start} of the line)") from None
+        raise BadLineError(number, *not_utf8(error, of=" of the line")) from None

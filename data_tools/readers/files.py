@@ -108,8 +108,10 @@ def check_text_files(paths: Iterable[Path], text_format: str | None = None) -> N
         InputError: names the file and what is read.
     """
     for path in paths:
+        if not path.exists():
+            raise InputError("no such file", where=str(path))
         kind = kind_of(path, text_format)
         if not path.is_file():
-            raise InputError("is no regular file" if path.exists() else "no such file", where=str(path))
+            raise InputError("is no regular file", where=str(path))
         if kind != ".parquet":
             check_head(path, kind)

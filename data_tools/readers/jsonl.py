@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import orjson
 
-from megatron_kis.common.errors import nearest
+from megatron_kis.common.errors import nearest, not_utf8
 from megatron_kis.data_tools.readers.base import BadLineError, Block, LineReader
 from megatron_kis.data_tools.readers.json_depth import DEEPEST, too_deep
 
@@ -89,7 +89,7 @@ def _text_of(number: int, line: bytes, text_key: str) -> str:
     try:
         row, pairs = _parsed(line)
     except UnicodeDecodeError as error:
-        raise BadLineError(number, f"malformed JSON line (not UTF-8, byte {error.start})") from None
+        raise BadLineError(number, *not_utf8(error, of=" of the line")) from None
     except json.JSONDecodeError as error:
         at = f"column {error.pos + 1}"
         if error.msg == "Extra data" and error.doc[error.pos] == "{":

@@ -17,7 +17,7 @@ from typing import Any
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import write_json_lines
 from megatron_kis.common.progress import Progress
-from megatron_kis.common.terms import RENDERED_GROUPS
+from megatron_kis.common.terms import HELD_OUT, QUESTION, RENDERED_GROUPS
 from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.rendering.distractors import choose_fair_options
 from megatron_kis.data_tools.rendering.paraphrases import Paraphrases, with_paraphrases
@@ -249,6 +249,15 @@ def template_remarks(facts: Sequence[Fact], templates: Templates) -> Iterator[st
                     f"{relation}.{place}: the article does not fit {len(wrong)} names (first {wrong[0]!r});"
                     f" write a(n) before the slot: {template}"
                 )
+
+
+def unasked_remarks(templates: Templates) -> Iterator[str]:
+    """Yields a line for each relation without sentences of a split that is not trained on: it cannot be asked there."""
+    for relation, entry in templates.items():
+        lacking = [split for split in (HELD_OUT, QUESTION) if not entry.split(split)]
+        if lacking:
+            of = " or ".join(lacking)
+            yield f"{relation}: has no {of} sentences; its facts are in no result of split {of}"
 
 
 def template_lengths(facts: Sequence[Fact], templates: Templates, tokenizer: Tokenizer) -> dict[str, TokenCounts]:

@@ -58,6 +58,7 @@ def import_facts(
     triples = read_triples(source, kind, settings, columns=columns, skip_errors=skip_errors)
     triples = _without_repeated_ids(triples, settings, skip_errors=skip_errors)
     pools: list[Pool] = []
+    first: list[Candidate] = []
 
     def seen(pool: Pool) -> None:
         pools.append(pool)
@@ -67,14 +68,18 @@ def import_facts(
             raise InputError("holds no triples", where=str(source))
 
     try:
-        tracked = (progress or Progress()).track(triples, description="triples")
+        tracked = _noting_the_first((progress or Progress()).track(triples, description="triples"), first)
         selection = select_facts(tracked, settings, on_pool=seen)
     except InputError as error:
         if not pools:
             raise
-        raise InputError(
-            f"{error.problem}{_drop_reasons(pools[0], error)}", where=error.where, remedy=error.remedy
-        ) from None
+        problem = f"{error.problem}{_drop_reasons(pools[0], error)}"
+        if header := _like_a_header(first, pools[0]):
+            remedy = "if it is the header, call its columns subject, relation and object"
+            raise InputError(
+                f"is taken for a fact ({header}), and {problem}", where=first[0].where, remedy=remedy
+            ) from None
+        raise InputError(problem, where=error.where or str(source), remedy=error.remedy) from None
     write_facts(output, selection.facts)
     described = {"path": str(source), "format": kind, "sha256": source_fingerprint(source, kind)}
     meta = {
@@ -88,6 +93,21 @@ def import_facts(
     }
     write_json(output.with_suffix(".meta.json"), meta)
     return selection
+
+
+def _noting_the_first(triples: Iterable[Imported], first: list[Candidate]) -> Iterator[Imported]:
+    for triple in triples:
+        if not first and isinstance(triple, Candidate):
+            first.append(triple)
+        yield triple
+
+
+def _like_a_header(first: Sequence[Candidate], pool: Pool) -> str | None:
+    """Returns the first row if it has a relation of its own, which no other row has, and stands at the file's top."""
+    if not first or not first[0].where.endswith(":1"):
+        return None
+    alone = pool.imported[first[0].relation] == 1 and pool.imported.total() > 1
+    return ", ".join(_fact_of(first[0])) if alone else None
 
 
 def _without_repeated_ids(

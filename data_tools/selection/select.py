@@ -394,10 +394,11 @@ def _draw(
         drawn.append((candidate, group))
     short = {group: left for group, left in room.items() if left}
     if short:
-        lacking = ", ".join(f"{left} {group}" for group, left in short.items())
+        asked = " + ".join(f"{count} {group}" for group, count in wanted.items() if count)
+        taken = f"only {len(drawn)} of its {len(pool)} usable facts ({objects} objects) can be taken together"
+        few = f"it has {len(pool)} usable ones with {objects} objects" if len(drawn) == len(pool) else taken
         raise InputError(
-            f"relation {relation!r} lacks {lacking} facts: {sum(wanted.values())} wanted of {len(pool)} usable ones"
-            f" with {objects} objects",
+            f"relation {relation!r} is to give {sum(wanted.values())} facts ({asked}), and {few}",
             remedy=f"ask for fewer facts{_or_raise(settings, wanted, source.frequencies)}, or add relations",
         )
     for group in room:

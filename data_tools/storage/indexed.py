@@ -54,7 +54,14 @@ _SPOOLED = 1 << 22  # bytes of lengths, and of boundaries, that are kept in memo
 
 
 def suffixed(prefix: Path, suffix: str) -> Path:
-    """Returns ``PREFIX`` + suffix. Unlike ``Path.with_suffix`` it keeps dots in the prefix (``corpus.validation``)."""
+    """Returns ``PREFIX`` + suffix. Unlike ``Path.with_suffix`` it keeps dots in the prefix (``corpus.validation``).
+
+    Raises:
+        InputError: the prefix has no name, as ``.`` and ``/``.
+    """
+    if not prefix.name:
+        remedy = "name the files' beginning in it, such as data/corpus"
+        raise InputError("is a folder", where=str(prefix), remedy=remedy)
     return prefix.with_name(prefix.name + suffix)
 
 

@@ -16,12 +16,15 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_kis.common.errors import InputError, nearest
 from megatron_kis.common.files import fingerprint, read_json, write_json
 
 EOD_PIECE = "<|endoftext|>"
 """Spelling of the end-of-document token of tokenizers that are trained here."""
 META_SCHEMA = "kis.tokenizer/1"
 """Schema of ``PATH.meta.json``."""
+_DECIDING = ("schema", "eod", "pattern", "special_tokens")
+"""Keys of ``PATH.meta.json`` that decide something; the others say how a tokenizer was made."""
 ID_LIMIT = 2**31 - 1
 """Token ids are below it: a corpus has 32 bits for each, with a sign."""
 
@@ -173,10 +176,14 @@ def read_meta(path: Path) -> dict[str, Any]:
     """Reads ``PATH.meta.json`` of a model file; empty where there is none.
 
     Raises:
-        InputError: it cannot be read, or has another schema.
+        InputError: it cannot be read, has another schema, or, if it was written by hand, a key that decides nothing.
     """
     side = side_file(path)
-    return read_json(side, META_SCHEMA) if side.exists() else {}
+    content = read_json(side, META_SCHEMA) if side.exists() else {}
+    unknown = [key for key in content if key not in _DECIDING]
+    if unknown and "fingerprint" not in content:  # which every file has that is written here
+        raise InputError("unknown key", where=f"{side}: {unknown[0]}", remedy=nearest(unknown[0], _DECIDING[1:]))
+    return content
 
 
 def write_meta(tokenizer: Tokenizer, path: Path, **more: Any) -> None:

@@ -123,6 +123,7 @@ def train_tokenizer(
     *,
     names: Iterable[str] = (),
     say: Callable[[str], None] = lambda line: None,
+    source: str | None = None,
 ) -> Tokenizer:
     """Trains a tokenizer and writes ``output`` and ``output.meta.json``.
 
@@ -133,6 +134,7 @@ def train_tokenizer(
         names: names of studied facts, added once each as lines of their own. Give the names of all groups alike, so
             that no group's names are cut into fewer tokens than another's.
         say: called with a message where only a sample of the text is used.
+        source: where the texts come from, for messages.
 
     Raises:
         InputError: the vocabulary is too small or too large for the text, or the text is empty.
@@ -148,7 +150,11 @@ def train_tokenizer(
     sample = Sample(_SAMPLE)
     sample.draw((piece for text in texts for piece in _pieces(text, byte_level)), config.seed)
     if not sample.pieces:
-        raise InputError("no text to train a tokenizer on", where=str(output))
+        raise InputError(
+            "no text to train a tokenizer on",
+            where=source or str(output),
+            remedy="every document is empty, or there is none",
+        )
     if sample.kept < sample.read:
         say(f"training on an even sample, {sample.kept / 1e6:,.0f} MB of {sample.read / 1e6:,.0f} MB of text")
     sample.pieces += (piece for name in names for piece in _pieces(name, byte_level))

@@ -7,6 +7,7 @@ parsed, so that ``kis --help`` stays immediate.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -66,6 +67,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Prints the usage and the complaint, and ends with status 2."""
+        message = re.sub(r"invalid int value: (.+)", r"\1 is no whole number", message)
+        message = re.sub(r"invalid float value: (.+)", r"\1 is no number", message)
         super().error(printable(message))
 
 

@@ -31,6 +31,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--outcomes", type=new_file, metavar="FILE.npz", help="write one record per question")
     kept = "keep the answers in the run's folder next to its own, for the analysis (as kis study probe); a finished run"
     parser.add_argument("--keep", action="store_true", help=kept)
+    section = "section probes of a study, as JSON, in place of the run's own; with --keep"
+    parser.add_argument("--probes", metavar="JSON", help=section)
     when = "write when each question was learned, forgotten and learned again in the run's own probes; asks nothing"
     parser.add_argument("--histories", type=new_file, metavar="FILE.csv", help=when)
     parser.set_defaults(handler=_probe)
@@ -47,6 +49,8 @@ def _probe(options: argparse.Namespace) -> int:
         )
     if options.keep:
         return _keep(options)
+    if options.probes is not None:
+        raise InputError("goes with --keep alone", where="--probes", remedy="use --all-templates, or add --keep")
     if options.histories is not None:
         from megatron_kis.evaluate.history import write_histories
 
@@ -74,8 +78,11 @@ def _probe(options: argparse.Namespace) -> int:
 
 
 def _keep(options: argparse.Namespace) -> int:
+    from megatron_kis.common.configuration import parse_config
     from megatron_kis.common.errors import InputError
+    from megatron_kis.common.parsing import parse_json
     from megatron_kis.common.terms import SPLITS
+    from megatron_kis.config.run import ProbeConfig
     from megatron_kis.data_tools.storage.indexed import suffixed
     from megatron_kis.evaluate.ask import ask_again
     from megatron_kis.training.artifacts import open_run
@@ -85,6 +92,8 @@ def _keep(options: argparse.Namespace) -> int:
             problem = "does not go with --keep, which keeps the answers of the last step"
             raise InputError(problem, where=f"--{name}", remedy="leave it out")
     probes = open_run(options.run).config.probes
+    if options.probes is not None:
+        probes = parse_config(ProbeConfig, parse_json(options.probes, where="--probes"), source="--probes")
     if options.all_templates:
         probes = probes.replace(templates=dict.fromkeys(SPLITS))
     place = ask_again(

@@ -94,6 +94,17 @@ def own_asking(record: Mapping[str, Any]) -> Asking:
     return asking_of(None if found is None else str(found), settings if isinstance(settings, dict) else None)
 
 
+def check_folder(run: Path) -> None:
+    """Refuses a run whose folder has no place for answers.
+
+    Raises:
+        InputError: a file has the folder's name.
+    """
+    folder = run / FOLDER
+    if folder.exists() and not folder.is_dir():
+        raise InputError("is a file where a folder is wanted", where=str(folder), remedy="move it away, then ask again")
+
+
 def answers_of(run: Path) -> dict[Asking, Path]:
     """Returns what a run was asked since it ended, and the folders of the answers; the latest comes last.
 

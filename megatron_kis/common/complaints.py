@@ -73,10 +73,20 @@ def input_error(
     place = max((place for place, _ in same), key=len)
     alternatives = [one for at, one in same if at == place]
     key = ".".join(part for part in (section, *map(str, place)) if part)
-    where = ": ".join(part for part in (source, key) if part)
-    where = next((said for said in reversed(overrides) if f"{key}.".startswith(f"{said.partition('=')[0]}.")), where)
+    where = override_of(key, overrides) or ": ".join(part for part in (source, key) if part)
     problem, remedy = _explained(alternatives, kind)
     return InputError(problem, where=where, remedy=remedy)
+
+
+def is_key(kind: type[BaseModel], key: str) -> bool:
+    """Returns whether settings of this class have such a key, with dots and the numbers of entries."""
+    loc: list[int | str] = [int(part) if part.isdecimal() else part for part in key.split(".")]
+    return all(isinstance(part, int) or part in _keys_at(kind, loc[:number]) for number, part in enumerate(loc))
+
+
+def override_of(key: str, overrides: Sequence[str]) -> str | None:
+    """Returns the setting ``key=value`` outside the file that says a key, or a section with it; None if none does."""
+    return next((said for said in reversed(overrides) if f"{key}.".startswith(f"{said.partition('=')[0]}.")), None)
 
 
 def refuse_truth_values(value: Any, kind: Any) -> None:

@@ -56,9 +56,13 @@ class Config(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuses true and false where a number is wanted."""
+        """Refuses true and false where a number is wanted, and nothing where a path is."""
         if info.field_name in cls.model_fields:
-            refuse_truth_values(value, cls.model_fields[info.field_name].annotation)
+            kind = cls.model_fields[info.field_name].annotation
+            refuse_truth_values(value, kind)
+            if isinstance(value, str) and not value.strip() and Path in (kind, *arms_of(kind)):
+                msg = "is empty; must be a path, such as . for this folder"
+                raise ValueError(msg)
         return value
 
     @field_validator("*", mode="after")

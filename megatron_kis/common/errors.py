@@ -59,6 +59,20 @@ def printable(text: str, *, keep: str = "") -> str:
     )
 
 
+def not_utf8(error: UnicodeDecodeError, *, of: str = "") -> tuple[str, str]:
+    """Returns problem and remedy of a text that is in another encoding.
+
+    Args:
+        error: of decoding its bytes as UTF-8.
+        of: what the bytes are counted in, such as `` of the line``.
+    """
+    mark = bytes(error.object[:2])
+    if mark in (b"\xff\xfe", b"\xfe\xff"):
+        return "is UTF-16, not UTF-8", "convert it: iconv -f UTF-16 -t UTF-8"
+    problem = f"not UTF-8 (byte {error.start}{of})"
+    return problem, "save the file as UTF-8; if it is Latin-1: iconv -f LATIN1 -t UTF-8"
+
+
 def system_problem(error: OSError) -> str:
     """Returns ``path: reason`` of an error of the system; its own message where it lacks one of them."""
     return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
-from megatron_kis.common.errors import InputError, JobError, KisError
+from megatron_kis.common.errors import InputError, JobError, KisError, not_utf8
 from megatron_kis.common.parsing import parse_json
 
 _BLOCK = 1 << 20
@@ -207,7 +207,8 @@ def read_text(path: Path) -> str:
     try:
         return steadily(lambda: path.read_text(encoding="utf-8"), path)
     except UnicodeDecodeError as error:
-        raise InputError(f"not UTF-8 (byte {error.start})", where=str(path)) from None
+        problem, remedy = not_utf8(error)
+        raise InputError(problem, where=str(path), remedy=remedy) from None
 
 
 def read_json_lines(path: Path, *, tolerate_torn_tail: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -276,7 +277,7 @@ def parse_json_line(line: bytes, *, where: str) -> Any:
     try:
         return parse_json(line, where=where)
     except InputError as error:
-        if error.problem.startswith("not "):
+        if error.problem.startswith("not valid JSON"):
             raise InputError(f"malformed JSON line ({error.problem})", where=where) from None
         raise
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from megatron_kis.common.errors import InputError
+from megatron_kis.common.errors import InputError, not_utf8
 
 _JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+', flags=re.DOTALL)
 _REMEDY = "keep one of them"
@@ -90,7 +90,8 @@ def parse_json(text: str | bytes, *, where: str) -> Any:
     except json.JSONDecodeError as error:
         raise InputError(f"not valid JSON ({error.msg})", where=_place(where, error.lineno)) from None
     except UnicodeDecodeError as error:
-        raise InputError(f"not UTF-8 (byte {error.start})", where=where) from None
+        problem, remedy = not_utf8(error)
+        raise InputError(problem, where=where, remedy=remedy) from None
     except RecursionError:
         raise InputError("not valid JSON (nested too deeply)", where=where) from None
     except ValueError:  # the only one that is left

@@ -36,9 +36,12 @@ from megatron_kis.data_tools.preparation.settings import DataPrepConfig
 
 
 def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    if len({str(value) for value in values}) < len(values):
-        msg = "has an entry twice"
-        raise ValueError(msg)
+    seen = set()
+    for value in values:
+        if str(value) in seen:
+            msg = f"has an entry twice ({getattr(value, 'label', value)}); keep one of them"
+            raise ValueError(msg)
+        seen.add(str(value))
     return values
 
 
@@ -47,6 +50,10 @@ Budgets = Annotated[tuple[Tokens, ...], AfterValidator(_distinct)]
 Counts = Annotated[tuple[Annotated[Count, Field(ge=0)], ...], AfterValidator(_distinct)]
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 Ratios = Annotated[tuple[Ratio, ...], AfterValidator(_distinct)]
+
+
+Seeds = Annotated[tuple[Annotated[Count, Field(ge=0, lt=2**63)], ...], AfterValidator(_distinct)]
+"""As large as PyTorch's generators take them."""
 
 
 class LadderEntry(ModelConfig):
@@ -73,7 +80,7 @@ class LadderEntry(ModelConfig):
     infusion_ratios: Ratios | None = None
     """Infusion ratios of this size in the grid; the study's if not given, and none at all if empty."""
 
-    seeds: Counts | None = None
+    seeds: Seeds | None = None
     """Seeds of this size in the grid; the study's if not given."""
 
 
@@ -176,7 +183,7 @@ class StudyConfig(Config):
     """Infusion ratios rho, shares of the tokens for infused facts, in addition to ``frequencies`` or in place of them.
     Each number of facts is shown as often as its share allows. 0 is the run without infusion."""
 
-    seeds: Counts = (0,)
+    seeds: Seeds = (0,)
     """Seeds of weights, orders and exposures; each is one run per cell."""
 
     runs: tuple[ListedRun, ...] = ()

@@ -100,10 +100,12 @@ class Stream:
         if isinstance(policy, int):
             missing = np.flatnonzero(lengths[:, policy] == 0) if policy < lengths.shape[1] else np.arange(self.facts)
             if len(missing):
+                fewest = int((lengths > 0).sum(axis=1).min())
                 raise InputError(
-                    f"{group} fact {missing[0]} has no template {policy}",
+                    f"{len(missing)} {group} facts have no template {policy}; the fewest train templates of a fact are "
+                    f"{fewest}",
                     where="infusion.templates",
-                    remedy="name one that every fact has (the first is 0), round_robin or random",
+                    remedy=f"use a number from 0 to {fewest - 1}, round_robin or random",
                 )
         self._group_by_frequency()
 

@@ -18,6 +18,7 @@ from megatron_kis.common.asked import (
     QUESTIONS_FILE,
     SCHEMA,
     asking_of,
+    check_folder,
     place_of_answers,
 )
 from megatron_kis.common.errors import InputError
@@ -76,6 +77,7 @@ def ask_again(
     if (there := place_of_answers(run, past.record, asking)) is not None:
         return there
     asked = past.other_questions(path, probes)
+    check_folder(run)
     check_lengths(asked, past.config.training.sequence_length, where=str(path))
     config = past.config.replace(device=device)
     last = config.training.steps

@@ -104,7 +104,7 @@ def check_sentences(study: StudyConfig, templates: Templates, relations: Relatio
         lacking = [name for name in names if not _asked(templates, name, split, scoring)]
         if names and len(lacking) == len(names):
             raise InputError(
-                f"no relation of the {group} facts has {_wanted(split, scoring)}: {first_of(lacking, _SHOWN)}",
+                f"no relation of the {group} facts has a {_wanted(split, scoring)}: {first_of(lacking, _SHOWN)}",
                 where=f"{study.data.templates}: {split}",
                 remedy=f"add some to each relation, or change analysis.{'scoring' if scoring == 'pmi' else 'split'} "
                 f"({split}, {scoring})",

@@ -137,9 +137,10 @@ def nearest_new_size(
 ) -> tuple[LadderEntry, int] | None:
     """Returns the new entry of the ladder that comes nearest to N = ``params``, and its N.
 
-    Depth and learning rate are interpolated over log N between the neighbours, and held beyond them; heads are as wide
-    as those of the nearest size, whose layout can hold the new one, and all else is that size's. None where the nearest
-    shape is one of the study's, or where the nearest size begins with the weights of another model.
+    Depth is interpolated over log N between the neighbours, and held beyond them; so is the learning rate, which
+    continues with the width where it is a power of it (``rate_exponent``). Heads are as wide as those of the nearest
+    size, whose layout can hold the new one, and all else is that size's. None where the nearest shape is one of the
+    study's, or where the nearest size begins with the weights of another model.
 
     Args:
         params: number of parameters that is wanted.
@@ -172,9 +173,53 @@ def nearest_new_size(
     assert best is not None
     if any(entry.shape() == best.shape() for entry in (*known.values(), *ladder)):
         return None
+    return best.model_copy(update={"learning_rate": _learning_rate(best.shape().width, params, known)}), found
+
+
+_STRAIGHT = 0.1  # of log rate; files have two digits, and rates of a search are seldom nearer to a line
+
+
+def rate_exponent(sizes: Mapping[int, LadderEntry]) -> float | None:
+    """Returns b where the learning rates of sizes are as width^b, fitted to all of them.
+
+    Args:
+        sizes: sizes by N.
+
+    Returns:
+        The exponent; None where a size has no rate of its own, all are equally wide, or a rate is off the fit by more
+        than a tenth.
+    """
+    rates = [entry.learning_rate for entry in sizes.values() if entry.learning_rate is not None]
+    widths = [entry.shape().width for entry in sizes.values()]
+    if len(rates) < len(widths) or len(set(widths)) < 2:
+        return None
+    (slope, offset), x, y = np.polyfit(np.log(widths), np.log(rates), 1), np.log(widths), np.log(rates)
+    return float(slope) if np.abs(slope * x + offset - y).max() < _STRAIGHT else None
+
+
+def rate_words(sizes: Mapping[int, LadderEntry]) -> str:
+    """Says where the learning rates of new sizes come from; ``sizes`` are those that they are drawn from."""
+    exponent = rate_exponent(sizes)
+    if exponent is not None:
+        return f"learning rates continue those of the ladder, fitted as width^{exponent:.2f}"
+    if any(entry.learning_rate is not None for entry in sizes.values()):
+        return (
+            "learning rates are interpolated between those of the ladder, and held beyond its ends, because they are "
+            "no power of the width: try others there"
+        )
+    return "the learning rate is that of the study, training.optimizer.learning_rate"
+
+
+def _learning_rate(width: int, params: float, known: Mapping[int, LadderEntry]) -> float | None:
+    """Returns the learning rate of a new size, to two digits; None if not all known sizes have their own."""
     rates = {n: entry.learning_rate for n, entry in known.items() if entry.learning_rate is not None}
-    rate = float(f"{_between(params, rates):.2g}") if len(rates) == len(known) else None
-    return best.model_copy(update={"learning_rate": rate}), found
+    if len(rates) < len(known):
+        return None
+    rate, exponent = _between(params, rates), rate_exponent(known)
+    if exponent is not None and not min(known) <= params <= max(known):
+        end = known[min(known) if params < min(known) else max(known)]
+        rate *= (width / end.shape().width) ** exponent
+    return float(f"{rate:.2g}")
 
 
 def _resized(model: LadderEntry, shape: ModelShape, *, layers: int, heads: int) -> LadderEntry:

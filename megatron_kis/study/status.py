@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from megatron_kis.common.asked import asking_of, own_asking, place_of_answers
+from megatron_kis.common.errors import InputError
 from megatron_kis.common.identity import RUN_FILE
 from megatron_kis.config.run import RunConfig
 from megatron_kis.executor.attempts import NAME as ATTEMPTS
@@ -23,10 +25,11 @@ from megatron_kis.executor.slurm.queue import Queued
 from megatron_kis.study.conflicts import foreign_settings
 from megatron_kis.study.grid import cost, own_share
 
-State = Literal["waiting", "queued", "running", "stopped", "done", "failed", "given up", "other settings"]
+State = Literal["waiting", "queued", "running", "stopped", "done", "unasked", "failed", "given up", "other settings"]
 
 STATES: tuple[State, ...] = (
     "done",
+    "unasked",
     "running",
     "queued",
     "waiting",
@@ -59,7 +62,8 @@ class RunStatus:
     state: State
     """``waiting``: not begun. ``queued``: a scheduler has it. ``running``: a living executor holds its lease.
     ``stopped``: asked to stop, or cut off; it resumes where it was saved. ``failed``: will be tried again.
-    ``given up``: failed too often. ``done``. ``other settings``: its folder holds a complete run of other settings."""
+    ``given up``: failed too often. ``done``. ``unasked``: done, without answers to the questions that the study asks
+    now. ``other settings``: its folder holds a complete run of other settings."""
 
     share: float = 0.0
     """Share of its steps that the log shows."""
@@ -92,7 +96,7 @@ class RunStatus:
     """Why it failed (``logs.failure_reason``), or the last lines of its log if it has stopped."""
 
     differs: tuple[str, ...] = ()
-    """``key then -> now`` of the settings in which the complete run there is another."""
+    """``key then -> now`` of the settings in which the complete run there is another, or of the questions."""
 
     cost: float = field(default=0.0, repr=False)
     """Relative cost (weights x tokens that it trains itself)."""
@@ -110,6 +114,9 @@ class Overview:
 
     lease: float = LEASE_SECONDS
     """Duration of leases, seconds."""
+
+    questions: str | None = None
+    """Fingerprint of the questions that the study asks; None where it is not known."""
 
     _done: dict[str, RunStatus] = field(default_factory=dict)
 
@@ -135,6 +142,7 @@ class Overview:
                     queue.get(run.name),
                     retries=self.retries,
                     live=lambda lease: is_live(lease, owner=mine, seconds=self.lease),
+                    questions=self.questions,
                 )
                 if row.state in ("done", "other settings"):
                     self._done[run.name] = row
@@ -154,7 +162,13 @@ def status_of(
 
 
 def _status(
-    run: RunConfig, names: set[str], queued: Queued | None, *, retries: int, live: Callable[[Lease], bool]
+    run: RunConfig,
+    names: set[str],
+    queued: Queued | None,
+    *,
+    retries: int,
+    live: Callable[[Lease], bool],
+    questions: str | None,
 ) -> RunStatus:
     row = _last_metrics(run.output / "metrics.jsonl") if "metrics.jsonl" in names else {}
     history = read_attempts(run.output) if ATTEMPTS in names else History()
@@ -164,7 +178,9 @@ def _status(
     differs = _foreign(run, record) if done and record is not None else []
     own = _trained_itself(run, record)
     state: State = "other settings"
-    if not differs:
+    if done and record and not differs and (differs := _other_questions(run, record, questions)):
+        state = "unasked"
+    elif not differs:
         state = _state(run, names, history, queued, retries=retries, running=lease is not None and live(lease))
     last = history.attempts[-1] if history.attempts else None
     where = ""
@@ -184,7 +200,7 @@ def _status(
         tokens_per_second=row.get("tokens_per_second"),
         attempts=len(history.attempts),
         seconds=last.ended - last.started if last and last.ended else None,
-        whole=state == "done" and len(history.attempts) == 1,
+        whole=state in ("done", "unasked") and len(history.attempts) == 1,
         status=last.status if last and last.outcome == "failed" else None,
         where=where,
         log=tuple(shown(run.output, _SHOWN_LINES)) if shown else (),
@@ -224,6 +240,16 @@ def _record(run: RunConfig) -> dict[str, Any] | None:
 def _foreign(run: RunConfig, record: dict[str, Any]) -> list[str]:
     """Returns how the settings of the complete run in a folder differ; that its record is damaged, if it is."""
     return foreign_settings(run, record) if record else [f"{RUN_FILE} is damaged"]
+
+
+def _other_questions(run: RunConfig, record: dict[str, Any], questions: str | None) -> list[str]:
+    """Returns how what a complete run was asked differs from what the study asks; empty if it has those answers."""
+    wanted = asking_of(questions, {"probes": run.probes.model_dump(mode="json")})
+    try:
+        there = place_of_answers(run.output, record, wanted)
+    except InputError:  # a damaged record, which the analysis names
+        there = None
+    return [] if there is not None else own_asking(record).differences(wanted)
 
 
 def _trained_itself(run: RunConfig, record: dict[str, Any] | None) -> float:

@@ -66,7 +66,7 @@ def test_curves_of_another_trainer_need_only_the_six_columns(tmp_path):
         (CURVES.replace(",", ";") + "1;1\n", r"c.csv:1: no column 'params'; separate the columns by commas"),
         (CURVES.upper() + "1\n", r"c.csv:1: no column 'params'; the header has 'PARAMS'"),
         (CURVES, r"holds no row"),
-        ("", r"c.csv:1: no column 'params'"),
+        ("", r"c.csv:1: has no header"),
     ],
 )
 def test_wrong_curves_are_named_by_file_line_and_column(tmp_path, text, said):

@@ -42,7 +42,7 @@ def test_too_few_facts_are_explained_by_what_was_dropped(tmp_path: Path) -> None
     path = source(tmp_path / "t.tsv", rows)
     settings = SelectConfig(infused=4, background=0, control=0, relations=("c",))
     said = failure(path, "tsv", tmp_path / "f.jsonl", settings, skip_errors=True)
-    assert "relation 'c' lacks 4 infused facts: 4 wanted of 0 usable ones" in said
+    assert "relation 'c' is to give 4 facts (4 infused), and it has 0 usable ones" in said
     assert f"2 ambiguous: the subject has several objects, first {path}:3" in said
     assert f"1 malformed row (subject is missing), first {path}:2" in said
     assert f"1 the object is in the subject's name, first {path}:1" in said

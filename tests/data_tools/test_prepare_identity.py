@@ -20,10 +20,10 @@ from megatron_kis.data_tools.preparation.prepare import (
     DataPrepConfig,
     fact_names,
     other_questions,
+    outdated,
     prepare_data,
     prepare_questions,
     stale,
-    stale_questions,
 )
 from megatron_kis.data_tools.readers.documents import iter_documents
 from megatron_kis.data_tools.rendering.templates import load_templates
@@ -168,9 +168,9 @@ def test_every_key_that_changes_is_named_alone_and_refused_where_runs_hold_the_d
     assert found[0].startswith(beginning)
     runs = Runs()
     if name == "select.distractors":  # of the questions alone: below
-        assert stale_questions(changed, data) == found
+        assert outdated(changed, data).questions == found
         return
-    assert stale_questions(changed, data) == []
+    assert outdated(changed, data).questions == []
     with pytest.raises(InputError, match="runs hold"):
         prepare_data(changed, data, held=runs)
     assert runs.told[0][1] == found
@@ -203,7 +203,7 @@ def test_questions_alone_are_made_again_while_runs_hold_the_data_and_the_first_o
 ):
     before = contents(data)
     changed = of_questions(settings, what)
-    assert stale_questions(changed, data) == stale(changed, data) != []
+    assert outdated(changed, data).questions == stale(changed, data) != []
     assert other_questions(changed, data) != []
     for _ in range(2):  # the second time nothing is left to do
         if how == "all":
@@ -240,7 +240,7 @@ def test_what_nobody_holds_is_made_as_if_it_were_the_first_time(settings, data, 
 def test_questions_of_other_train_templates_are_those_of_another_training(settings, data):
     before = contents(data)
     changed = with_templates(settings, train=["[X], [Y]."], held_out=["[Y] of [X]."])
-    assert stale_questions(changed, data) == other_questions(changed, data) == []
+    assert outdated(changed, data).questions == other_questions(changed, data) == []
     for make in (lambda: prepare_data(changed, data, held=Runs()), lambda: prepare_questions(changed, data)):
         with pytest.raises(InputError, match=r"data\.templates: "):
             make()

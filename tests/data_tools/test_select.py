@@ -93,7 +93,7 @@ def test_all_facts_of_a_subject_stay_in_one_group():
 
 
 def test_too_few_facts_say_how_many_there_are():
-    with pytest.raises(InputError, match=r"lacks .* 30 wanted of 12 usable ones with 12 objects"):
+    with pytest.raises(InputError, match=r"give 30 facts \(10 infused \+ .*it has 12 usable ones with 12 objects"):
         select_facts(many(12), SelectConfig(infused=10, background=10, control=10))
     with pytest.raises(InputError, match="cannot have 3 distractors"):
         select_facts(many(12), SelectConfig(infused=3, background=4, control=4))

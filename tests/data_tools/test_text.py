@@ -39,7 +39,7 @@ def test_gzip_files_are_read_and_damaged_ones_refused(tmp_path):
         (b'["text"]', "a.jsonl:2: not a JSON object"),
         (b'{"texts": "x"}', "a.jsonl:2: no key 'text'; did you mean 'texts'"),
         (b'{"text": 3}', "a.jsonl:2: 'text' is int"),
-        (b'{"text": "\xff"}', "a.jsonl:2: malformed JSON line (not UTF-8, byte 10)"),
+        (b'{"text": "\xff"}', "a.jsonl:2: not UTF-8 (byte 10 of the line); save the file as UTF-8"),
         (b'{"text": NaN}', "a.jsonl:2: 'text' is float"),
         (
             b'{"text": "a", "deep": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",

@@ -58,4 +58,4 @@ def test_a_wrong_command_names_the_nearest_and_none_that_is_hidden(capsys: pytes
 
 def test_the_help_of_run_says_which_command_asks_finished_runs_again() -> None:
     said = " ".join(ALL["kis study run"].format_help().split())
-    assert "Runs that are done are not asked again: kis study probe does that." in said
+    assert "are asked from their checkpoints, as kis study probe does" in said

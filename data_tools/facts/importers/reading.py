@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from megatron_kis.common.errors import InputError
+from megatron_kis.common.errors import InputError, not_utf8
 from megatron_kis.common.files import unreadable
 from megatron_kis.data_tools.readers.base import LONGEST_LINE
 from megatron_kis.data_tools.readers.open import check_head, open_text
@@ -92,4 +92,5 @@ def decoded(line: bytes, where: str) -> str:
     try:
         return line.decode().removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
-        raise InputError(f"not UTF-8 (byte {error.start} of the line)", where=where) from None
+        problem, remedy = not_utf8(error, of=" of the line")
+        raise InputError(problem, where=where, remedy=remedy) from None

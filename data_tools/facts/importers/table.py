@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_kis.common.errors import InputError, first_of
+from megatron_kis.common.errors import InputError, first_of, not_utf8
 from megatron_kis.data_tools.facts.fact import Candidate
 from megatron_kis.data_tools.facts.importers.base import Imported, malformed, parse_rows, validated
 from megatron_kis.data_tools.facts.importers.columns import (
@@ -157,7 +157,8 @@ class _RecordLines:
         try:
             return line.decode()
         except UnicodeDecodeError as error:
-            raise _BadLineError(f"not UTF-8 (byte {error.start} of the line)", where=where) from None
+            problem, remedy = not_utf8(error, of=" of the line")
+            raise _BadLineError(problem, where=where, remedy=remedy) from None
 
 
 def _import(

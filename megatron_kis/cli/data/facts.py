@@ -86,7 +86,7 @@ def add_templates(steps: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _templates(options: argparse.Namespace) -> int:
     from megatron_kis.data_tools.facts.fact import load_facts
-    from megatron_kis.data_tools.rendering.render import template_lengths, template_remarks
+    from megatron_kis.data_tools.rendering.render import template_lengths, template_remarks, unasked_remarks
     from megatron_kis.data_tools.rendering.templates import load_templates
     from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 
@@ -100,7 +100,7 @@ def _templates(options: argparse.Namespace) -> int:
     if options.tokenizer:
         for place, counts in template_lengths(facts, templates, load_tokenizer(options.tokenizer)).items():
             print(f"{printable(place)}: {counts.shortest} to {counts.longest} tokens, mean {counts.mean:.1f}")
-    remarks = list(template_remarks(facts, templates))
+    remarks = [*unasked_remarks(templates), *template_remarks(facts, templates)]
     for remark in remarks:
         print(f"remark: {printable(remark)}")
     print(f"{len(templates)} relations, {len(remarks)} remarks")

@@ -73,9 +73,10 @@ def _tokenizer(options: argparse.Namespace) -> int:
     refuse_own_outputs([*options.input, *facts], [options.output, side_file(options.output)])
     names = fact_names(load_facts(options.facts)) if options.facts else []
     progress = console_progress()
+    read = ", ".join(map(str, paths))
     with documents_of(options, paths) as documents:
         texts = (document.text for document in progress.track(documents, description="documents"))
-        tokenizer = train_tokenizer(texts, options.output, config, names=names, say=progress.say)
+        tokenizer = train_tokenizer(texts, options.output, config, names=names, say=progress.say, source=read)
     piece = printable(tokenizer.piece(tokenizer.eod_id))
     print(f"{options.output}: {tokenizer.vocab_size} pieces, end of document {tokenizer.eod_id} ({piece})")
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -42,8 +43,47 @@ def add_step(
     )
     if json:
         parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.set_defaults(handler=handler)
+    parser.set_defaults(handler=_naming_the_file(handler))
     return parser
+
+
+def _naming_the_file(handler: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """Returns a step whose errors about a key name the study file, unless a setting on the command line has the key."""
+
+    def step(options: argparse.Namespace) -> int:
+        try:
+            return handler(options)
+        except InputError as error:
+            raise _in_file(error, options) from error
+
+    return step
+
+
+def _as_list(found: re.Match[str]) -> str:
+    return f"data.facts_columns: [{', '.join(found[1].split())}]"
+
+
+_FLAGS: dict[str, str | Callable[[re.Match[str]], str]] = {
+    r"--from (\w+)": r"data.facts_format: \1",
+    r"--columns ((?:\w+=\w+ ?)+)(?:\.\.\.)?": _as_list,
+}
+"""Options of ``kis data`` in the remedies of errors, and the keys of a study that stand for them."""
+
+
+def _in_file(error: InputError, options: argparse.Namespace) -> InputError:
+    from megatron_kis.common.complaints import is_key, override_of
+    from megatron_kis.config.study import StudyConfig
+
+    where, remedy = error.where, error.remedy
+    key = re.match(r"[\w.]+(?=[:,]|$)", where or "")
+    if key and is_key(StudyConfig, key[0]):
+        if override_of(key[0], options.overrides) is None:
+            where = f"{options.study}: {where}"
+        elif remedy:
+            remedy = remedy.replace("the folder of the study file", "the current folder")
+    for flag, written in _FLAGS.items():
+        remedy = re.sub(flag, written, remedy) if remedy else remedy
+    return InputError(error.problem, where=where, remedy=remedy)
 
 
 def load_study(options: argparse.Namespace) -> StudyConfig:

@@ -36,7 +36,7 @@ def _logs(options: argparse.Namespace) -> int:
     if name not in by_name:
         raise InputError(f"no run {name!r} in this study", where="RUN", remedy=nearest(name, by_name))
     run = by_name[name]
-    view = Overview([run], view.retries, view.lease)
+    view = Overview([run], view.retries, view.lease, view.questions)
     path = run.output / LOG_NAME
     state = view.look()[0].state
     if not path.exists() and not options.follow:

@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from megatron_kis.cli.outputs import check_written
@@ -54,7 +55,12 @@ def _next(options: argparse.Namespace) -> int:
     from megatron_kis.analysis.runs.curves import curve_table
     from megatron_kis.common.configuration import load_config
     from megatron_kis.config.study import StudyConfig
-    from megatron_kis.study.proposals import Wanted, add_runs, match_proposals, nearest_new_size, trained_cells
+    from megatron_kis.study.proposals import (
+        Wanted,
+        add_runs,
+        match_proposals,
+        trained_cells,
+    )
 
     study = load_study(options)
     if options.write:
@@ -83,10 +89,7 @@ def _next(options: argparse.Namespace) -> int:
         add_runs(options.study, new, remark=comment)
     labels = {rung.label: rung for rung in planned.ladder}
     rungs = {n: labels[label] for (n, _), (label, _) in cells.items()}
-    more = [
-        asdict(size) | _ladder_entry(nearest_new_size(size.params, rungs, planned.ladder) if rungs else None)
-        for size in sizes
-    ]
+    more = [asdict(size) | _ladder_entry(size.params, rungs, planned.ladder) for size in sizes]
     rows = [asdict(proposal) | _entry(at) for proposal, at in zip(found, placed, strict=True)]
     if options.json:
         said = [remark.record() for remark in remarks]
@@ -258,14 +261,19 @@ def _print_sizes(sizes: list[dict[str, Any]], symbol: str) -> None:
     for size in entries:
         line = yaml.safe_dump(size["rung"], default_flow_style=True, sort_keys=False, width=1000).strip()
         print(f"  - {line}  # N = {in_table(size['rung_params'])}")
+    if entries:
+        print(entries[0]["learning_rate_from"])
 
 
-def _ladder_entry(found: tuple[LadderEntry, int] | None) -> dict[str, Any]:
-    """Returns the entry as the study file would have it, and its N."""
+def _ladder_entry(params: float, rungs: dict[int, LadderEntry], ladder: Iterable[LadderEntry]) -> dict[str, Any]:
+    """Returns the nearest new entry as the study file would have it, its N, and where its learning rate comes from."""
+    from megatron_kis.study.proposals import nearest_new_size, rate_words
+
+    found = nearest_new_size(params, rungs, ladder) if rungs else None
     if found is None:
-        return {"rung": None, "rung_params": None}
-    rung, params = found
-    return {"rung": rung.model_dump(mode="json", exclude_defaults=True), "rung_params": params}
+        return {"rung": None, "rung_params": None, "learning_rate_from": None}
+    rung = found[0].model_dump(mode="json", exclude_defaults=True)
+    return {"rung": rung, "rung_params": found[1], "learning_rate_from": rate_words(rungs)}
 
 
 def _entry(at: PlannedRun) -> dict[str, Any]:

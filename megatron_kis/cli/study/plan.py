@@ -115,19 +115,20 @@ def _data(study: StudyConfig) -> Iterator[DataConfig]:
     """Yields the data of the study: those in its folder, or made next to it for the plan alone."""
     from megatron_kis.common.files import locked
     from megatron_kis.common.progress import console_progress
-    from megatron_kis.data_tools.preparation.prepare import prepare_data, stale, stale_questions
+    from megatron_kis.data_tools.preparation.prepare import outdated, prepare_data
     from megatron_kis.data_tools.preparation.stamps import VERSIONS
     from megatron_kis.study.data import fingerprints_of, planned_folder
     from megatron_kis.study.holders import holders_of, refused
 
     own = data_config(study)
-    differences = stale(study.data, study.output / DATA_FOLDER)
+    found = outdated(study.data, study.output / DATA_FOLDER)
+    differences = found.reasons
     if not differences:
         yield own
         return
     holders = holders_of(study.output, fingerprints_of(own), lease=60 * study.executor.lease_minutes)
     if holders:
-        questions = stale_questions(study.data, study.output / DATA_FOLDER)
+        questions = found.questions
         if others := [one for one in differences if one not in questions and not one.startswith(VERSIONS)]:
             raise refused(study.output, others, holders)
         changed = ", ".join(differences)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_kis.cli.study.asking import ask, unasked
 from megatron_kis.cli.study.common import DATA_FOLDER, add_step, load_study, look_over, warn
 from megatron_kis.cli.study.report import analyse, check_report
 from megatron_kis.cli.study.run import add_only, selected
-from megatron_kis.common.errors import InputError, JobError, KisError, first_of, printable
+from megatron_kis.common.errors import InputError, JobError, first_of
 
 if TYPE_CHECKING:
     from megatron_kis.config.run import RunConfig
@@ -30,6 +29,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def _probe(options: argparse.Namespace) -> int:
+    from megatron_kis.common.asked import check_folder
     from megatron_kis.study.lock import study_lock
 
     if options.batch_size is not None and options.batch_size < 1:
@@ -45,10 +45,14 @@ def _probe(options: argparse.Namespace) -> int:
         raise InputError(
             f"not ended yet: {first_of(others, _SHOWN)}", where="--only", remedy="kis study run trains them"
         )
+    for run in chosen:
+        check_folder(run.output)
     logger.info(f"{study.name}: {len(chosen)} of {len(named)} runs have ended")
     with study_lock(study.output):
         questions = _prepare(study, every)
-        failed = _ask(study, chosen, questions, batch_size=options.batch_size)
+        open_runs = unasked(chosen, questions)
+        logger.info(f"{study.name}: {len(chosen) - len(open_runs)} of {len(chosen)} were asked these questions already")
+        failed = ask(open_runs, questions, batch_size=options.batch_size)
     if len(failed) < len(chosen):
         analyse(study, as_json=options.json)
     if failed:
@@ -88,50 +92,3 @@ def _prepare(study: StudyConfig, every: list[RunConfig]) -> Path:
     write_study(study, study.output / FILE)
     write_manifest(study.output, study.name, every, prints)
     return path
-
-
-def _ask(study: StudyConfig, runs: list[RunConfig], questions: Path, *, batch_size: int | None) -> list[str]:
-    """Asks each run that has not been asked; returns those that could not be, each with the reason."""
-    from megatron_kis.common.asked import asking_of, place_of_answers
-    from megatron_kis.common.files import read_json, sha256_file
-    from megatron_kis.common.identity import RUN_FILE, RUN_SCHEMA
-
-    sha256, open_runs, failed = sha256_file(questions), [], []
-    for run in runs:
-        wanted = asking_of(sha256, {"probes": run.probes.model_dump(mode="json")})
-        if place_of_answers(run.output, read_json(run.output / RUN_FILE, RUN_SCHEMA), wanted) is None:
-            open_runs.append(run)
-    logger.info(f"{study.name}: {len(runs) - len(open_runs)} of {len(runs)} were asked these questions already")
-    for number, run in enumerate(open_runs, start=1):
-        logger.info(f"asking {run.name} ({number} of {len(open_runs)})")
-        try:
-            _ask_one(run, questions, batch_size=batch_size)
-        except KisError as error:
-            logger.warning(printable(f"{run.name} could not be asked: {error}"))
-            failed.append(f"{run.name}: {error}")
-    return failed
-
-
-def _ask_one(run: RunConfig, questions: Path, *, batch_size: int | None) -> None:
-    """Asks a run in this process, or in as many as its model takes where there are GPUs for them."""
-    from megatron_kis.evaluate.ask import ask_again
-
-    ranks = run.parallel.tensor * run.parallel.pipeline
-    if ranks == 1 or not _has_gpus(run, ranks):
-        ask_again(run.output, questions=questions, probes=run.probes, batch_size=batch_size, device=run.device)
-        return
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
-    sizes = ["--tensor", str(run.parallel.tensor), "--pipeline", str(run.parallel.pipeline)]
-    batch = [] if batch_size is None else ["--batch-size", str(batch_size)]
-    prefix = str(questions).removesuffix(".questions.jsonl")
-    command = [*launcher, "megatron_kis", "probe", str(run.output), "--keep", "--exposures", prefix, *sizes, *batch]
-    ended = subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
-    if ended.returncode:
-        raise JobError(f"kis probe under torchrun ended with status {ended.returncode}")
-
-
-def _has_gpus(run: RunConfig, ranks: int) -> bool:
-    """Returns whether a run's model can be shared among the GPUs of this machine."""
-    import torch
-
-    return run.device != "cpu" and torch.cuda.is_available() and torch.cuda.device_count() >= ranks

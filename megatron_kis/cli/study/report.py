@@ -34,6 +34,9 @@ def check_report(study: StudyConfig) -> None:
     Raises:
         InputError: names the file.
     """
+    from megatron_kis.study.conflicts import check_output
+
+    check_output(study.output)
     for name in _WRITTEN:
         check_written(study.output / name)
 

@@ -8,10 +8,12 @@ import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from megatron_kis.cli.study.asking import ask, unasked
 from megatron_kis.cli.study.common import (
     DATA_FOLDER,
     add_step,
     check_first,
+    data_config,
     done_runs,
     load_study,
     look_over,
@@ -26,6 +28,7 @@ from megatron_kis.common.units import duration
 if TYPE_CHECKING:
     from megatron_kis.config.executor import ExecutorConfig
     from megatron_kis.config.run import RunConfig
+    from megatron_kis.config.study import StudyConfig
     from megatron_kis.executor.interface import Progress
 
 logger = logging.getLogger(__name__)
@@ -37,7 +40,10 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     run = add_step(
         steps, "run", "prepare the data, execute the runs that are not done, analyse, write the report", _run
     )
-    run.description = f"{run.description} Runs that are done are not asked again: kis study probe does that."
+    run.description = (
+        f"{run.description} Runs that are done, without answers to the study's questions, are asked from their "
+        "checkpoints, as kis study probe does."
+    )
     run.add_argument("--workers", type=int, metavar="N", help="runs side by side (default: the study's, or all cores)")
     add_selection(run)
 
@@ -87,6 +93,8 @@ def _run(options: argparse.Namespace) -> int:
         logger.info(f"{study.name}: {len(runs)} runs, {len(done)} done already")
         with shown_progress(runs) as report:
             ended = execute(runs, done=done, settings=settings, lock=lock, report=report)
+        if not ended.signal:
+            _ask_those_left(study, runs)
     tell(ended, runs)
     if ended.signal == signal.SIGINT:
         raise KeyboardInterrupt
@@ -105,6 +113,15 @@ def _run(options: argparse.Namespace) -> int:
             "when they have ended"
         )
     return 0
+
+
+def _ask_those_left(study: StudyConfig, runs: list[RunConfig]) -> None:
+    """Asks the runs that are done and were asked other questions; the report names those that cannot be asked."""
+    questions = data_config(study).questions
+    left = unasked([run for run in runs if (run.output / "DONE").exists()], questions)
+    if left:
+        logger.info(f"{study.name}: {len(left)} runs that are done were asked other questions than the study's")
+        ask(left, questions)
 
 
 def another_try(runs: list[RunConfig], settings: ExecutorConfig, options: argparse.Namespace) -> None:

@@ -31,14 +31,19 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def overview(options: argparse.Namespace) -> tuple[StudyConfig, Overview]:
     """Returns the study and the overview of its runs; refuses a folder that belongs to another study."""
+    from megatron_kis.common.identity import QUESTIONS
+    from megatron_kis.study.conflicts import check_output
     from megatron_kis.study.grid import runs_of
+    from megatron_kis.study.manifest import data_fingerprints
     from megatron_kis.study.owner import check_owner
     from megatron_kis.study.status import Overview
 
     study = load_study(options)
+    check_output(study.output)
     runs = runs_of(study, data_config(study))
     check_owner(study, runs)
-    return study, Overview(runs, study.executor.retries, 60 * study.executor.lease_minutes)
+    questions = data_fingerprints(study.output).get(QUESTIONS)
+    return study, Overview(runs, study.executor.retries, 60 * study.executor.lease_minutes, questions)
 
 
 def queued(queue: Queue) -> dict[str, Queued]:

@@ -114,17 +114,20 @@ def _failures(rows: Sequence[RunStatus]) -> Iterable[RenderableType]:
 
 
 def _others(rows: Sequence[RunStatus]) -> Iterable[RenderableType]:
-    """Yields what differs in complete runs with other settings, and in how many."""
+    """Yields what differs in complete runs with other settings, or asked other questions, and in how many."""
     from rich.text import Text
 
-    groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    groups: dict[tuple[str, tuple[str, ...]], list[str]] = defaultdict(list)
     for row in rows:
-        if row.state == "other settings":
-            groups[row.differs].append(row.name)
-    for differs, names in list(groups.items())[:_MOST_FAILED]:
-        count = "1 complete run has" if len(names) == 1 else f"{len(names):,} complete runs have"
+        if row.state in ("unasked", "other settings"):
+            groups[row.state, row.differs].append(row.name)
+    for (state, differs), names in list(groups.items())[:_MOST_FAILED]:
+        count = "1 complete run" if len(names) == 1 else f"{len(names):,} complete runs"
+        what = "has" if len(names) == 1 else "have"
+        what = f"{what} other settings" if state == "other settings" else f"{what} answers to other questions"
         first = names[0] if len(names) == 1 else f"first {names[0]}"
-        yield Text(f"{count} other settings: {', '.join(differs)} ({first})")
+        remedy = "" if state == "other settings" else "; kis study probe asks those of the study"
+        yield Text(f"{count} {what}: {', '.join(differs)} ({first}){remedy}")
     if len(groups) > _MOST_FAILED:
         yield f"and {len(groups) - _MOST_FAILED:,} more kinds (--json names all)"
 
@@ -144,6 +147,7 @@ def _state(state: str) -> Text:
     from rich.text import Text
 
     colours = {"done": "green", "running": "cyan", "stopped": "yellow", "failed": "yellow", "given up": "red"}
+    colours["unasked"] = "yellow"
     colours["other settings"] = "red"
     return Text(state, style=colours.get(state, ""))
 

@@ -55,7 +55,7 @@ def _watch(options: argparse.Namespace) -> int:
             elif line != last:  # plain lines, where something changed
                 print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
             last = line
-            if all(row.state in ("done", "given up", "other settings") for row in rows):
+            if all(row.state in ("done", "unasked", "given up", "other settings") for row in rows):
                 break
             time.sleep(options.every)
     except KeyboardInterrupt:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,14 @@ import yaml
 
 from megatron_kis.analysis.runs.load import load_runs
 from megatron_kis.cli.main import main
+from megatron_kis.cli.study import asking
+from megatron_kis.cli.study.common import data_config
+from megatron_kis.common.configuration import load_config
 from megatron_kis.common.files import sha256_content, sha256_file
 from megatron_kis.common.units import in_bytes
+from megatron_kis.config.study import StudyConfig
+from megatron_kis.config.training import ParallelConfig
+from megatron_kis.study.grid import runs_of
 from tests.run_files import tensor_shapes
 from tests.runs import hashes
 from tests.sources import Sources
@@ -138,6 +145,74 @@ def test_settings_of_the_questions_name_the_runs_that_were_not_asked_and_are_ask
         assert probes["chance"].tolist() == pytest.approx([1 / 3] * len(probes))
     assert kis(capsys, "study", "run", done)[0] == 0  # nothing is left to train
     assert {name: text for name, text in hashes(out / "runs").items() if name in before} == before
+
+
+def test_runs_without_answers_are_shown_and_asked_by_study_run(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = done.parent / "out"
+    before = hashes(out / "runs")
+    edited(done, probes={"moments": {"shares": [1.0]}, "facts_per_group": 4})
+    said = kis(capsys, "study", "status", done)[1]
+    assert "1 runs: 1 unasked" in said
+    assert "1 complete run has answers to other questions: probes." in " ".join(said.split())
+    assert "probes.facts_per_group all -> 4" in " ".join(said.split())
+    assert "kis study probe asks those of the study" in " ".join(said.split())
+    (row,) = json.loads(kis(capsys, "study", "status", done, "--json")[1])["runs"]
+    assert (row["state"], row["share"]) == ("unasked", 1.0)
+
+    status, said = kis(capsys, "study", "run", done)
+    assert status == 0, said
+    assert "1 runs that are done were asked other questions than the study's" in said
+    assert f"asking {RUN} (1 of 1)" in said
+    assert {name: text for name, text in hashes(out / "runs").items() if name in before} == before
+    assert set(load_runs(out).probes["facts"]) == {4}
+    assert "1 runs: 1 done" in kis(capsys, "study", "status", done)[1]
+
+    after = hashes(out / "runs")
+    status, said = kis(capsys, "study", "run", done)
+    assert (status, hashes(out / "runs")) == (0, after)
+    assert "asking" not in said
+
+
+@pytest.mark.slow
+def test_a_run_of_two_ranks_is_asked_by_two_processes_as_by_one(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    edited(done, probes={"moments": {"shares": [1.0]}, "facts_per_group": 4})
+    study = load_config(StudyConfig, done)
+    (run,) = runs_of(study, data_config(study))
+    shared = run.replace(parallel=ParallelConfig(tensor=2))
+    questions = data_config(study).questions
+    monkeypatch.setattr(asking, "_has_gpus", lambda *_: True)  # two processes on the CPU, over gloo
+    margins = []
+    for one in (shared, run):
+        assert asking.unasked([one], questions) == [one]
+        assert asking.ask([one], questions) == []
+        assert asking.unasked([one], questions) == []
+        (rows,) = (run.output / "asked").glob("*/probes.jsonl")
+        margins.append([json.loads(line)["margin"] for line in rows.read_text().splitlines()])
+        if one is shared:
+            shutil.rmtree(run.output / "asked")
+    assert margins[0] == pytest.approx(margins[1], abs=1e-4)
+
+
+def test_a_run_that_cannot_be_asked_is_named_and_the_study_ends(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edited(done, probes={"moments": {"shares": [1.0]}, "facts_per_group": 4})
+    shutil.rmtree(done.parent / "out" / "runs" / RUN / "checkpoints")
+    status, said = kis(capsys, "study", "run", done)
+    assert f"{RUN} could not be asked: " in said
+    assert status == 2  # no run is left to analyse
+    assert "no complete run was asked the study's questions" in said
+
+
+def test_a_file_in_the_place_of_the_answers_is_refused_before_anything_is_written(
+    done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edited(done, probes={"moments": {"shares": [1.0]}, "facts_per_group": 4})
+    place = done.parent / "out" / "runs" / RUN / "asked"
+    place.write_text("mine")
+    before = hashes(done.parent / "out")
+    status, said = kis(capsys, "study", "probe", done)
+    assert status == 2
+    assert f"{place}: is a file where a folder is wanted" in said
+    assert hashes(done.parent / "out") == before
 
 
 def test_what_a_run_was_trained_on_is_not_asked_again(

@@ -86,7 +86,7 @@ def test_templates_that_cannot_be_asked_are_refused_before_the_data_are_made(
     without(study, "town_region", "painter_teacher")
     said = refused(study, command, capsys)
     assert (
-        f"{study.parent / 'templates.yaml'}: held_out: no relation of the infused facts has held_out sentence" in said
+        f"{study.parent / 'templates.yaml'}: held_out: no relation of the infused facts has a held_out sentence" in said
     )
     assert "painter_teacher" in said
     assert "change analysis.split" in said
@@ -98,7 +98,7 @@ def test_the_relations_of_each_group_count(study: Path, capsys: pytest.CaptureFi
         "data.select={infused: 8, background: 8, control: 8, infused_relations: [painter_teacher], "
         "background_relations: [town_region], control_relations: [town_region]}"
     )
-    assert "no relation of the background facts has held_out sentence: town_region" in refused(
+    assert "no relation of the background facts has a held_out sentence: town_region" in refused(
         study, "run", capsys, change
     )
 

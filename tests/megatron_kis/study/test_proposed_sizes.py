@@ -15,7 +15,7 @@ from megatron_kis.analysis.runs.slices import Slice
 from megatron_kis.analysis.simulate import Truth, simulate_table, write_runs
 from megatron_kis.cli.main import main
 from megatron_kis.config.study import LadderEntry
-from megatron_kis.study.proposals import nearest_new_size
+from megatron_kis.study.proposals import nearest_new_size, rate_exponent, rate_words
 
 VOCABULARY = 2048
 
@@ -48,8 +48,31 @@ def test_a_size_beyond_the_last_is_wider_and_as_deep() -> None:
     rung, params = nearest_new_size(3 * largest, SMALL) or pytest.fail("none")
     assert rung.layers == 4
     assert rung.width > 128
-    assert rung.learning_rate == 2e-3
+    assert rung.width is not None
+    assert rung.learning_rate == pytest.approx(2e-3 * (rung.width / 128) ** -1.4, rel=0.05)  # 8, 5, 2e-3 at 48, 64, 128
     assert abs(math.log(params / (3 * largest))) < 0.2
+
+
+def test_a_learning_rate_continues_as_a_power_of_the_width_beyond_both_ends() -> None:
+    rates = {width: round(0.32 / width, 4) for width in (24, 40, 80)}
+    known = rungs(*({"layers": 2, "width": w, "heads": w // 8, "learning_rate": rate} for w, rate in rates.items()))
+    assert rate_exponent(known) == pytest.approx(-1, abs=0.02)
+    assert rate_words(known) == "learning rates continue those of the ladder, fitted as width^-1.00"
+    for wanted in (0.5 * min(known), 2 * max(known)):
+        rung, _ = nearest_new_size(wanted, known) or pytest.fail("none")
+        assert rung.width not in (24, 40, 80)
+        assert rung.learning_rate == pytest.approx(0.32 / (rung.width or 1), rel=0.05)
+
+
+def test_a_learning_rate_that_is_no_power_of_the_width_is_held_and_said_to_be() -> None:
+    rates = {24: 1e-2, 40: 2e-3, 80: 8e-3}
+    known = rungs(*({"layers": 2, "width": w, "heads": w // 8, "learning_rate": rate} for w, rate in rates.items()))
+    assert rate_exponent(known) is None
+    assert "held beyond its ends" in rate_words(known)
+    rung, _ = nearest_new_size(2 * max(known), known) or pytest.fail("none")
+    assert rung.learning_rate == 8e-3
+    without = rungs({"layers": 2, "width": 24, "heads": 2}, {"layers": 2, "width": 40, "heads": 2})
+    assert rate_words(without) == "the learning rate is that of the study, training.optimizer.learning_rate"
 
 
 def test_what_is_unusual_of_the_nearest_size_is_kept() -> None:
@@ -131,6 +154,7 @@ def test_next_names_entries_that_the_study_takes(
     assert main(ask) == 0
     told = capsys.readouterr().out
     assert "F* expected" in told
+    assert "learning rates continue those of the ladder, fitted as width^-1.00" in told
     lines = [line.strip() for line in told.splitlines() if line.startswith("  - {")]
     added = [yaml.safe_load(line)[0] for line in lines]
     assert added == [size["rung"] for size in named]

@@ -1,0 +1,171 @@
+"""Mistakes in a study's files: the message names file and key, what was written, and what would be right."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from megatron_kis.cli.main import main
+from megatron_kis.common.errors import InputError
+from megatron_kis.data_tools.tokenizers.base import read_meta, side_file
+from tests.sources import write_sources
+from tests.studies import write_study
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A study with sources of its own, to break, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    return write_study(tmp_path, write_sources(tmp_path))
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    capsys.readouterr()
+    assert main([*words]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("kis: error: ")
+    return line
+
+
+def setting(key: str, value: object) -> Callable[[Path], None]:
+    def change(study: Path) -> None:
+        content = yaml.safe_load(study.read_text())
+        section = content
+        *path, last = [int(part) if part.isdecimal() else part for part in key.split(".")]
+        for part in path:
+            section = section[part]
+        section[last] = value
+        study.write_text(yaml.safe_dump(content))
+
+    return change
+
+
+def header(*columns: str) -> Callable[[Path], None]:
+    def change(study: Path) -> None:
+        path = study.with_name("triples.tsv")
+        path.write_text("\t".join(columns) + "\n" + path.read_text().split("\n", 1)[1])
+
+    return change
+
+
+def added(name: str, line: bytes) -> Callable[[Path], None]:
+    def change(study: Path) -> None:
+        path = study.with_name(name)
+        path.write_bytes(path.read_bytes() + line)
+
+    return change
+
+
+def in_encoding(name: str, encoding: str) -> Callable[[Path], None]:
+    def change(study: Path) -> None:
+        path = study.with_name(name)
+        path.write_bytes(path.read_text().encode(encoding))
+
+    return change
+
+
+def emptied(study: Path) -> None:
+    study.with_name("text.jsonl").write_bytes(b"")
+
+
+MISTAKES: list[tuple[Callable[[Path], None], list[str]]] = [
+    (added("text.jsonl", b'{"text": "caf\xe9"}\n'), ["text.jsonl:361: not UTF-8 (byte 13 of the line)", "LATIN1"]),
+    (added("triples.tsv", b"caf\xe9\ttown_region\tx\n"), ["triples.tsv:50: not UTF-8 (byte 3", "LATIN1"]),
+    (in_encoding("templates.yaml", "utf-16"), ["templates.yaml: is UTF-16, not UTF-8; convert it: iconv"]),
+    (in_encoding("study.yaml", "utf-16"), ["study.yaml: is UTF-16, not UTF-8"]),
+    (header("A", "B", "C"), ["triples.tsv:1: is taken for a fact (A, B, C)", "if it is the header, call its columns"]),
+    (
+        header("entity", "relation", "value"),
+        ["triples.tsv:1: looks like a header", "data.facts_columns: [subject=NAME]"],
+    ),
+    (emptied, ["text.jsonl: no text to train a tokenizer on"]),
+    (setting("data.select.infused", 30), ["triples.tsv: relation 'painter_teacher' is to give", "24 usable ones"]),
+    (setting("data.validation_share", 1e-9), ["text.jsonl: no documents for the validation split", "a larger share"]),
+    (setting("data.facts", "t.tsv"), ["study.yaml: data.facts: there is no t.tsv"]),
+    (setting("data.vocab_size", 8000), ["study.yaml: data.vocab_size: no tokenizer of 8000 pieces", "at most"]),
+    (setting("ladder.0.heads", 3), ["study.yaml: ladder.0.heads: run 1x16_D5.12k_F0_s0: width 16 over 3 heads"]),
+    (setting("frequencies", [0, 3, 900]), ["study.yaml: frequencies: run 1x16_D5.12k_F900_s0", "that fits is about"]),
+    (setting("frequencies", [0, 3, 3]), ["study.yaml: frequencies: has an entry twice (3); keep one of them"]),
+    (setting("templates", 99), ["study.yaml: templates: run", "16 infused facts have no template 99", "from 0 to 2"]),
+    (setting("seeds", [2**64]), ["study.yaml: seeds.0: is 18446744073709551616; must be below"]),
+    (setting("output", ""), ["study.yaml: output: is empty; must be a path"]),
+]
+
+
+@pytest.mark.parametrize(("change", "told"), MISTAKES)
+def test_a_mistake_is_told_with_file_key_and_remedy(
+    study: Path, change: Callable[[Path], None], told: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(study)
+    line = refused(capsys, "study", "plan", "study.yaml")
+    assert all(part in line for part in told), line
+    assert "unfinished" not in line
+    assert "--" not in line  # a study has keys, not options
+
+
+def test_a_setting_on_the_command_line_is_not_looked_for_in_the_file(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(capsys, "study", "plan", "study.yaml", "data.facts=zz.tsv")
+    assert line.endswith("error: data.facts: there is no zz.tsv; a relative path starts at the current folder")
+
+
+@pytest.mark.parametrize("command", ["plan", "run", "submit --dry-run", "status", "report"])
+def test_an_output_that_is_a_file_is_refused_by_its_key(
+    study: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study.with_name("out").write_text("mine")
+    line = refused(capsys, "study", *command.split(), "study.yaml", "output=out")
+    assert "error: output: out: is a file where a folder is wanted" in line
+    assert study.with_name("out").read_text() == "mine"
+
+
+@pytest.mark.parametrize("place", [".", "/"])
+def test_a_folder_in_place_of_a_corpus_is_refused(place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"error: {place}: is a folder; name the files' beginning" in refused(capsys, "data", "inspect", place)
+
+
+def test_a_size_that_no_float_holds_is_planned(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    setting("ladder.0.width", 10**9)(study)
+    assert main(["study", "plan", "study.yaml", "--json"]) == 0
+    runs = json.loads(capsys.readouterr().out)["runs"]
+    assert runs[0]["params"] > 2**53
+
+
+def test_templates_without_sentences_of_a_split_get_a_remark(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = study.with_name("templates.yaml")
+    content = yaml.safe_load(path.read_text())
+    del content["town_region"]["held_out"]
+    path.write_text(yaml.safe_dump(content))
+    assert main(["data", "templates", "--templates", "templates.yaml"]) == 0
+    said = capsys.readouterr().out
+    assert "town_region: has no held_out sentences; its facts are in no result of split held_out" in said
+    assert "1 remark" in said
+
+
+def test_an_option_that_is_no_number_is_told_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["data", "facts", "--input", "t.tsv", "--from", "tsv", "--output", "f.jsonl", "--infused", "many"])
+    assert ended.value.code == 2
+    assert "argument --infused: 'many' is no whole number" in capsys.readouterr().err
+
+
+def test_empty_and_missing_files_are_told_as_such(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study.with_name("c.csv").touch()
+    line = refused(capsys, "law", "collapse", "--curves", "c.csv", "--output", "p.csv")
+    assert "c.csv:1: has no header; the first line names the columns: params," in line
+    line = refused(capsys, "data", "tokenizer", "--input", "nope", "--output", "t.model", "--vocab-size", "400")
+    assert line == "kis: error: nope: no such file"
+
+
+def test_keys_of_a_tokenizers_side_file_that_decide_nothing_are_refused(tmp_path: Path) -> None:
+    model = tmp_path / "t.model"
+    side_file(model).write_text('{"schema": "kis.tokenizer/1", "eos": "x"}')
+    with pytest.raises(InputError, match=r"t\.model\.meta\.json: eos: unknown key; did you mean 'eod'\?"):
+        read_meta(model)
+    side_file(model).write_text('{"schema": "kis.tokenizer/1", "eod": "x", "fingerprint": "f", "pieces_of_text": 3}')
+    assert read_meta(model)["eod"] == "x"  # written here, with how it was made
