@@ -180,7 +180,7 @@ def read_meta(path: Path) -> dict[str, Any]:
     """
     side = side_file(path)
     content = read_json(side, META_SCHEMA) if side.exists() else {}
-    unknown = [key for key in content if key not in _DECIDING]
+    unknown = [key for key in content if key not in (*_DECIDING, "kind")]
     if unknown and "fingerprint" not in content:  # which every file has that is written here
         raise InputError("unknown key", where=f"{side}: {unknown[0]}", remedy=nearest(unknown[0], _DECIDING[1:]))
     return content

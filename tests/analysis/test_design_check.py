@@ -127,12 +127,11 @@ def test_the_sizes_that_are_proposed_are_ones_that_the_study_takes() -> None:
 
     (said,) = asked(ladder=SIZES[3:])
     assert "add 2 sizes: {" in said
-    entries = [
-        yaml.safe_load("{" + part.split("} (")[0].split("{")[1] + "}") for part in said.split("add 2")[1].split(";")
-    ]
+    entries = [yaml.safe_load("{" + part.split("} (")[0] + "}") for part in said.split("add 2")[1].split("{")[1:]]
     assert len(entries) == 2
     assert asked(ladder=[*SIZES[3:], *entries]) == []
     assert "FLOPs" in said
+    assert said.endswith("; the learning rate is that of the study, training.optimizer.learning_rate")
 
 
 def test_without_a_prediction_no_law_is_asked_for() -> None:

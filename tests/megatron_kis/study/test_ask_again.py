@@ -328,5 +328,5 @@ def test_templates_without_the_sentences_that_are_analysed_are_refused_before_an
     study_with(done, templates=templates_of(done.parent, tiny_sources, held_out=[]))
     status, said = kis(capsys, "study", "probe", done)
     assert status == 2
-    assert "no relation of the infused facts has held_out sentence" in said
+    assert "no relation of the infused facts has a held_out sentence" in said
     assert {name: text for name, text in hashes(out).items() if not name.endswith(".lock")} == before
