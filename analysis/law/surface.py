@@ -17,9 +17,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from scipy.special import chdtrc, log_ndtr, ndtr
 
 from megatron_kis.analysis.criteria.decline import STEEPNESS, Card, retention, shapes_of
@@ -57,6 +58,8 @@ _TERMS: dict[tuple[float, ...], str] = {
     (1, 1): "b_log_compute",
     (-1, 1): "c_log_tokens_per_param",
 }
+Single: TypeAlias = npt.NDArray[np.floating[Any]]
+"""Numbers in single precision."""
 Draws = Array
 """[R, p + 5 + 3]: beta, k, log sigma, m, n, log omega; then the law of the plateau: its log-odds at the mean of log N,
 their slope, and the logarithm of their scatter."""
@@ -265,7 +268,7 @@ class _Density:
         value = np.log(np.maximum(cells, _LEAST_CELL)).sum(axis=0) + prior
         return np.where(allowed, value, -np.inf)
 
-    def _steepness(self, m: Array, n: Array, omega: Array) -> Array:
+    def _steepness(self, m: Array, n: Array, omega: Array) -> Single:
         """Returns probabilities [n, W, G] of the steepnesses."""
         grid = np.log(STEEPNESS)
         centre = m + n * self._size[:, None]
@@ -274,7 +277,7 @@ class _Density:
         weight /= weight.sum(-1, keepdims=True)
         return weight
 
-    def _place(self, mean: Array, sigma: Array) -> tuple[Array, Array, Array, Array]:
+    def _place(self, mean: Array, sigma: Array) -> tuple[Array, Array, Single, Array]:
         """Returns probabilities [n, W] below, within and above the grid, and those [n, W, T] of its places within.
 
         Most of the time goes here, and single precision is a quarter of it.
@@ -329,7 +332,7 @@ class _Density:
         return whole(draws), convergence
 
 
-def _bell(distance: Array, narrow: Array) -> Array:
+def _bell(distance: Single, narrow: Single) -> Single:
     """Returns exp(-(distance narrow)^2), at least `_NEGLIGIBLE`; writes into ``distance``."""
     distance *= narrow
     distance *= distance

@@ -206,7 +206,7 @@ def _lost(result: AnalysisResult, points: Sequence[Transition]) -> str:
         curve = by_cell.get((*p.cell, p.group))
         if curve is None or p.drop is None or p.peak is None:
             continue
-        known = p.peak - (curve.mean_chance or 0.0)
+        known = p.peak - curve.assumed_chance
         if known > 0:
             shares.append(min(p.drop / known, 1.0))
             largest.append(float(curve.dose[-1]))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from matplotlib.axis import Axis
+from matplotlib.axis import Axis, XAxis
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from megatron_kis.analysis.report import formatting as fmt
@@ -209,7 +209,7 @@ def label_log_axis(axis: Axis, text: Callable[[float], str]) -> None:
     Powers of ten alone are labelled where labels beside each other would overlap. ``text`` formats a value.
     """
     subs = [1.0, 2.0, 5.0]
-    if axis.axis_name == "x":
+    if isinstance(axis, XAxis):
         low, high = axis.axes.get_xlim()
         powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
         ticks = [tick for power in powers for sub in subs if low <= (tick := sub * 10.0**power) <= high]
