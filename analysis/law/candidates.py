@@ -157,9 +157,11 @@ def mean_and_slope(
 ) -> tuple[Array, Array]:
     """Returns (log F* [m], its derivatives by the parameters [m, p])."""
     x = design(law, centre, log_n, log_d, log_h)
-    if not law.offset:
-        return x @ parameters, x
-    # log F* = log(F_inf + exp(eta)); its derivatives by eta and by log F_inf are the shares of the two terms.
+    return _with_floor(x, parameters) if law.offset else (x @ parameters, x)
+
+
+def _with_floor(x: Array, parameters: Array) -> tuple[Array, Array]:
+    """Returns log F* = log(F_inf + exp(eta)) and its derivatives: by eta and log F_inf, the shares of the two terms."""
     eta, floor = x @ parameters[:-1], parameters[-1]
     mean = np.logaddexp(floor, eta)
     return mean, np.column_stack([x * np.exp(eta - mean)[:, None], np.exp(floor - mean)])
@@ -241,7 +243,7 @@ def _fit_offset(law: Candidate, centre: Array, cells: Cells) -> tuple[Fitted, fl
         sigma = max(float(linear.sigma), SMALLEST_SIGMA)
         value = -math.inf
         for _ in range(60):
-            mean, slope = mean_and_slope(law, centre, theta, cells.log_n, cells.log_d)
+            mean, slope = _with_floor(x, theta)
             cell, score, information, by_sigma = log_likelihood(mean, np.array(sigma), *data)
             value = float(cell.sum())
             normal = slope.T @ (information[:, None] * slope)
@@ -250,7 +252,7 @@ def _fit_offset(law: Candidate, centre: Array, cells: Cells) -> tuple[Fitted, fl
             size, gained = 1.0, 0.0
             while size > 1e-6:
                 trial = theta + size * step
-                mean, _ = mean_and_slope(law, centre, trial, cells.log_n, cells.log_d)
+                mean = np.logaddexp(trial[-1], x @ trial[:-1])
                 gained = float(log_likelihood(mean, np.array(sigma), *data)[0].sum()) - value
                 if gained >= 0:
                     theta = trial
@@ -270,7 +272,7 @@ def _fit_offset(law: Candidate, centre: Array, cells: Cells) -> tuple[Fitted, fl
     n = int(closed.sum())
     k = len(theta)
     sigma *= math.sqrt(n / max(n - k, 1))  # as REML does for points
-    mean, slope = mean_and_slope(law, centre, theta, cells.log_n, cells.log_d)
+    mean, slope = _with_floor(x, theta)
     _, _, information, _ = log_likelihood(mean, np.array(sigma), *data)
     weight, share = weights(np.array(sigma), *data, information)
     normal = slope.T @ (weight[:, None] * slope)
