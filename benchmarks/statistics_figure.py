@@ -38,8 +38,8 @@ def draw_model(axes: Axes, mine: list[Curve], points: list[Transition]) -> None:
     """Draws the curves of one model and the points that are read off."""
     for curve in mine:
         axes.plot(curve.dose, curve.rate, "o-", ms=4, lw=1.4, color=COLOURS[curve.group], label=f"{curve.group} facts")
-    axes.axhline(mine[0].mean_chance or 0.0, color=COLOURS["muted"], lw=0.8, ls=":")
-    axes.text(2500, (mine[0].mean_chance or 0.0) - 0.05, "chance", color=COLOURS["muted"], fontsize=8, ha="right")
+    axes.axhline(mine[0].assumed_chance, color=COLOURS["muted"], lw=0.8, ls=":")
+    axes.text(2500, mine[0].assumed_chance - 0.05, "chance", color=COLOURS["muted"], fontsize=8, ha="right")
     words = {
         "onset": "onset: half of the\nplateau is learned",
         "collapse": "collapse: a tenth of\nwhat was known is lost",

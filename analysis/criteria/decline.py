@@ -21,6 +21,7 @@ An onset is the same on the mirrored axis (`mirrored`): the plateau is at large 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -29,6 +30,7 @@ import numpy as np
 from scipy.special import betainc, betaln, logsumexp
 
 from megatron_kis.analysis.criteria.isotonic import isotonic_prefixes
+from megatron_kis.analysis.criteria.remembered import remembered
 from megatron_kis.analysis.runs.curves import Array
 
 STEEPNESS: Array = np.exp(np.linspace(np.log(0.4), np.log(24.0), 24))
@@ -41,7 +43,8 @@ _FAR_BEHIND = 8.0  # log-likelihood of a number of free levels that adds nothing
 _FITTED = 3  # parameters of a decline that the deviance is reduced by: theta, g, A
 _HOPELESS = 10.0  # log-likelihood below the best one of a form that adds nothing anywhere
 _ROUNDS = 6  # scoring steps to A, which is one concave parameter
-_STILL = 1e-5  # a step to A that is the last
+_STILL = 1e-6  # a step to A that is the last
+_NOTHING = 30.0  # log-likelihood below the best one that adds nothing, and at which A need not be found
 _FAR = 60.0  # log dose of F = 0, and its mirror image
 _BEYOND = (3.0, 4.0)  # e-folds before the first and after the last level at which a slow decline still shows
 _COARSE, _FINE = 48, 48  # values of theta over everything, and where the likelihood is
@@ -108,8 +111,9 @@ def mirrored(x: Array, *levels: Array) -> tuple[Array, ...]:
     return (-x[::-1], *(values[::-1] for values in levels))
 
 
+@remembered(512)  # of some 0.2 MB each
 def card_of(x: Array, rate: Array, weight: Array, failed: Array, chance: float, share: float) -> Card:
-    """Returns the card of one curve; of the last `_REMEMBERED` it is remembered, for points and law ask for the same.
+    """Returns the card of one curve; the last ones are remembered, for points and law ask for the same.
 
     Args:
         x: [L] log dose, rising; -inf for a dose of 0, or inf on the mirrored axis. At least two are finite.
@@ -119,20 +123,6 @@ def card_of(x: Array, rate: Array, weight: Array, failed: Array, chance: float, 
         chance: rate of a guess, below 1.
         share: r, the share of the excess that is lost at theta, between 0 and 1.
     """
-    parts = [part.tobytes() for part in (x, rate, weight, failed)]
-    key: tuple[bytes | float, ...] = (*parts, chance, share)
-    if key not in _CARDS:
-        if len(_CARDS) >= _REMEMBERED:
-            del _CARDS[next(iter(_CARDS))]
-        _CARDS[key] = _card_of(x, rate, weight, failed, chance, share)
-    return _CARDS[key]
-
-
-_REMEMBERED = 512  # of some 0.2 MB each
-_CARDS: dict[tuple[bytes | float, ...], Card] = {}
-
-
-def _card_of(x: Array, rate: Array, weight: Array, failed: Array, chance: float, share: float) -> Card:
     ends = x[np.isfinite(x)]
     low, high = float(ends[0]) - _BEYOND[0], float(ends[-1]) + _BEYOND[1]
     if np.isinf(x[-1]):  # mirrored
@@ -144,7 +134,8 @@ def _card_of(x: Array, rate: Array, weight: Array, failed: Array, chance: float,
         for count, price in zip(*_free_levels(curve.right, curve.wrong), strict=True)
     ]
     coarse = np.linspace(low, high, _COARSE)
-    first = np.array([_plateau(curve, form, coarse, STEEPNESS[::3])[0] for form in forms])
+    kept = _retentions(curve, forms, coarse, STEEPNESS[::3])
+    first = np.array([_plateau(curve, form, kept[form.shape])[0] for form in forms])
     peak = logsumexp(first, axis=(0, 2))
     best = first.max(axis=(1, 2))
     forms = [form for form, highest in zip(forms, best, strict=True) if highest >= best.max() - _HOPELESS]
@@ -179,7 +170,8 @@ class _Form:
 
 def _summed(curve: _Curve, forms: list[_Form], theta: Array) -> Card:
     """Returns the card of a curve at ``theta`` [T], summed over ``forms``."""
-    every = [_plateau(curve, form, theta, STEEPNESS) for form in forms]
+    kept = _retentions(curve, forms, theta, STEEPNESS)
+    every = [_plateau(curve, form, kept[form.shape]) for form in forms]
     likelihoods = np.array([one[0] for one in every])  # [forms, T, G]
     total = logsumexp(likelihoods, axis=0)
     share_of = np.exp(likelihoods - total)
@@ -236,40 +228,59 @@ def _binomial(right: Array, wrong: Array) -> Array:
     return found
 
 
-def _plateau(curve: _Curve, form: _Form, theta: Array, steepness: Array) -> tuple[Array, Array, Array, Array]:
+def _retentions(curve: _Curve, forms: list[_Form], theta: Array, steepness: Array) -> dict[int, Array]:
+    """Returns the retention [L, T, G] of each shape of ``forms``."""
+    shapes, x = shapes_of(curve.share), curve.x[:, None, None]
+    used = {form.shape for form in forms}
+    return {index: retention(x, theta[:, None], steepness, *shapes[index], curve.share) for index in used}
+
+
+def _plateau(curve: _Curve, form: _Form, kept: Array) -> tuple[Array, Array, Array, Array]:
     """Returns (log-likelihood, A, variance of A, largest log-likelihood), each [T, G], of one form of a decline.
 
     The first is integrated over A, uniform between 0 and 1 - chance, by Laplace's approximation.
+
+    Args:
+        curve: the counts.
+        form: with its free levels.
+        kept: [L, T, G] retention of the form's shape.
     """
-    # Levels are the first axis, over which sums are fast.
-    x, right, wrong, failed = (
-        part[form.free :, None, None] for part in (curve.x, curve.right, curve.wrong, curve.failed)
-    )
-    chance, shape = curve.chance, shapes_of(curve.share)[form.shape]
-    kept = retention(x, theta[:, None], steepness, *shape, curve.share)  # [L, T, G]
+    # Levels are the first axis, over which sums are fast; places and steepnesses are one axis, [M].
+    grid = kept.shape[1:]
+    kept = kept[form.free :].reshape(-1, math.prod(grid))
+    right, wrong, failed = (part[form.free :, None] for part in (curve.right, curve.wrong, curve.failed))
     total = right + wrong
     apart = np.log(failed) + betaln(right + 1, wrong + 1)
     alike = np.log1p(-failed)
-    possible = 1 - chance
+    chance, possible = curve.chance, 1 - curve.chance
+
+    def state(a: Array, kept: Array) -> tuple[Array, Array, Array]:
+        """Returns (log-likelihood, score, information), each [M]."""
+        p = np.clip(chance + a * kept, 1e-9, 1 - 1e-9)
+        q = 1 - p
+        there = alike + right * np.log(p) + wrong * np.log(q)
+        other = np.exp(np.minimum(apart - there, 700.0))
+        slope = kept / ((1 + other) * (p * q))
+        value = (there + np.log1p(other)).sum(axis=0)
+        return value, (slope * (right - total * p)).sum(axis=0), (slope * kept * total).sum(axis=0)
+
     start = (right.sum() / total.sum() - chance) / np.maximum((kept * total).sum(axis=0) / total.sum(), 1e-3)
     a = np.clip(start, 0.02 * possible, 0.999 * possible)
-
-    def state(a: Array) -> tuple[Array, Array, Array]:
-        """Returns (log-likelihood of the levels [L, T, G], score [T, G], information [T, G])."""
-        p = np.clip(chance + a * kept, 1e-9, 1 - 1e-9)
-        there = alike + right * np.log(p) + wrong * np.log(1 - p)
-        belongs = 1 / (1 + np.exp(np.minimum(apart - there, 700.0)))
-        slope = belongs * kept / (p * (1 - p))
-        return there, (slope * (right - total * p)).sum(axis=0), (slope * kept * total).sum(axis=0)
-
-    for _ in range(_ROUNDS):
-        _, score, information = state(a)
-        before = a
-        a = np.clip(a + score / np.maximum(information, 1e-9), 0.01 * possible, (1 - 1e-6) * possible)
-        if np.abs(a - before).max() < _STILL:
+    value, information = np.empty_like(a), np.empty_like(a)
+    moving, of_moving = np.arange(len(a)), kept
+    for turn in range(_ROUNDS + 1):
+        before = a[moving]
+        found, score, known = state(before, of_moving)
+        value[moving], information[moving] = found, known
+        step = score / np.maximum(known, 1e-9)
+        after = np.clip(before + step, 0.01 * possible, (1 - 1e-6) * possible)
+        still = np.abs(after - before) < _STILL
+        if turn:  # the first step may be a long one
+            still |= found + 2 * score * step < value.max() - _NOTHING
+        if still.all() or turn == _ROUNDS:
             break
-    there, _, information = state(a)
-    value = np.logaddexp(there, apart).sum(axis=0)
+        moving, of_moving = moving[~still], of_moving[:, ~still]
+        a[moving] = after[~still]
     variance = 1 / (information + 2 * np.pi / possible**2)  # no wider than the uniform prior
-    integrated = value + 0.5 * np.log(2 * np.pi * variance / possible**2)
-    return integrated + form.price, a, variance, value
+    integrated = value + 0.5 * np.log(2 * np.pi * variance / possible**2) + form.price
+    return integrated.reshape(grid), a.reshape(grid), variance.reshape(grid), value.reshape(grid)

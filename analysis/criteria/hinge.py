@@ -263,7 +263,7 @@ def measured(curve: Curve, settings: AnalysisConfig) -> tuple[Array, Evidence]:
 def fit_curve(curve: Curve, settings: AnalysisConfig) -> HingeFits:
     """Fits the hinge of one ``curve``, which has at least `FEWEST_LEVELS` levels."""
     x, seen = measured(curve, settings)
-    return fit_hinges(x, seen.rate, seen.weight, curve.mean_chance or 0.0, FINE)
+    return fit_hinges(x, seen.rate, seen.weight, curve.assumed_chance, FINE)
 
 
 def shape_of(seen: Evidence, fits: HingeFits) -> HingeShape:
@@ -323,7 +323,7 @@ class HingeCollapse:
         x, seen = measured(curve, settings)
         p_value, null = fall_test(seen.of(seen.rate[0]), settings.resamples, generator_of(curve, settings, "fall"))
         critical = critical_value(null, settings.alpha)
-        fits = fit_hinges(x, seen.rate, seen.weight, curve.mean_chance or 0.0, FINE)
+        fits = fit_hinges(x, seen.rate, seen.weight, curve.assumed_chance, FINE)
         verdict = classify(seen, fits, critical, cut_off(settings.confidence, seen.freedom), settings)
         run = None
         if verdict.falls[0]:

@@ -39,7 +39,7 @@ def onset_card(curve: Curve, settings: AnalysisConfig) -> Card:
     """Returns the card of an onset; its theta is minus the log of F."""
     levels = levels_of(curve, settings)
     back, rate, weight, failed = mirrored(levels.x, levels.rate, levels.weight, levels.failed)
-    return card_of(back, rate, weight, failed, curve.mean_chance or 0.0, 1 - settings.onset_share)
+    return card_of(back, rate, weight, failed, curve.assumed_chance, 1 - settings.onset_share)
 
 
 class Onset:
@@ -73,7 +73,7 @@ class Onset:
 
     def _not_learned(self, curve: Curve, seen: Evidence, found: Found, settings: AnalysisConfig) -> Transition:
         """Returns the point of a curve in which no level is reliably above chance."""
-        chance, largest = curve.mean_chance or 0.0, float(curve.dose[-1])
+        chance, largest = curve.assumed_chance, float(curve.dose[-1])
         # Would a model that half knows the facts have been noticed at the largest F?
         floor = chance if curve.dose[0] > 0 else max(chance, float(seen.rate[0][0]))
         known = floor + settings.reference_loss * (1 - floor)
@@ -86,7 +86,7 @@ class Onset:
     def _learned(self, curve: Curve, seen: Evidence, found: Found, settings: AnalysisConfig) -> Transition:
         """Returns the point of a curve that rises: with two open ends, one, or none."""
         share = f"{settings.onset_share:.0%} of the plateau"
-        chance, largest = curve.mean_chance or 0.0, float(curve.dose[-1])
+        chance, largest = curve.assumed_chance, float(curve.dose[-1])
         with np.errstate(divide="ignore"):
             x = -np.log(curve.dose)[::-1]
         cut = cut_off(settings.confidence, seen.freedom)
@@ -119,7 +119,7 @@ class Onset:
 
 def _p_value(rate: float, n_eff: float, curve: Curve, seen: Evidence) -> float:
     """Returns the p-value that a rate beats chance and, where there is one, the run with F = 0."""
-    against_chance = float(p_above(rate, n_eff, curve.mean_chance or 0.0, seen.freedom))
+    against_chance = float(p_above(rate, n_eff, curve.assumed_chance, seen.freedom))
     if curve.dose[0] > 0:
         return against_chance
     return max(against_chance, p_greater(rate, n_eff, float(seen.rate[0][0]), float(seen.weight[0]), seen.freedom))

@@ -105,13 +105,13 @@ def place_of(card: Card, x: Array, share: float, cut: float) -> Place:
 def collapse_card(curve: Curve, settings: AnalysisConfig) -> Card:
     """Returns the card of a collapse."""
     levels = levels_of(curve, settings)
-    return card_of(levels.x, levels.rate, levels.weight, levels.failed, curve.mean_chance or 0.0, settings.r)
+    return card_of(levels.x, levels.rate, levels.weight, levels.failed, curve.assumed_chance, settings.r)
 
 
 def remembers(curve: Curve, settings: AnalysisConfig) -> bool:
     """Returns whether a level of a curve is reliably above chance."""
     seen = measured(curve, settings)[1]
-    p_values = p_above(seen.rate[0], seen.weight, curve.mean_chance or 0.0, seen.freedom)
+    p_values = p_above(seen.rate[0], seen.weight, curve.assumed_chance, seen.freedom)
     return bool((p_values <= settings.alpha / len(curve.dose)).any())
 
 
@@ -127,7 +127,7 @@ class Retention:
         if reason := too_few_levels(curve, levels, FEWEST_LEVELS):
             return make_transition(curve, self.kind, INCONCLUSIVE, reason)
         x, seen = measured(curve, settings)
-        rate, weight, chance = seen.rate[0], seen.weight, curve.mean_chance or 0.0
+        rate, weight, chance = seen.rate[0], seen.weight, curve.assumed_chance
         top = int(rate.argmax())
         peak = float(rate[top])
         detectable = float(detectable_drop(peak, weight[top], weight[-1], settings.alpha, settings.power, seen.freedom))
@@ -151,7 +151,7 @@ class Retention:
     def _no_fall(self, curve: Curve, bound: float, found: Found, settings: AnalysisConfig) -> Transition:
         """Returns the point of a curve whose rates never fall reliably; at the dose ``bound`` less than r is lost."""
         detectable = found["detectable"] or 0.0
-        peak, chance = found["peak"] or 0.0, curve.mean_chance or 0.0
+        peak, chance = found["peak"] or 0.0, curve.assumed_chance
         largest = f"{curve.symbol} = {count(float(curve.dose[-1]))}"
         said = f"no reliable fall up to {largest} (p = {found['p_value']:.2g})"
         needed = float(needed_drop(peak, chance, settings))

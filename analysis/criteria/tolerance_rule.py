@@ -110,7 +110,7 @@ class ToleranceRule:
         weight, freedom = dispersion.effective(curve.facts, curve.runs), dispersion.freedom
         top = int(np.argmax(curve.rate))
         peak = float(curve.rate[top])
-        chance = curve.mean_chance or 0.0
+        chance = curve.assumed_chance
         ends = float(weight[top]), float(weight[-1])
         detectable = float(detectable_drop(peak, *ends, settings.alpha, settings.power, freedom))
         found: Found = {"peak": peak, "detectable": detectable}
@@ -151,7 +151,7 @@ class ToleranceRule:
         up = last == len(curve.dose) - 1
         said = "stays within the margin of its maximum" if up else f"no reliable fall (p = {p_value:.2g})"
         said += f" up to {curve.symbol} = {count(float(curve.dose[-1]))}"
-        needed = float(needed_drop(peak, curve.mean_chance or 0.0, settings))
+        needed = float(needed_drop(peak, curve.assumed_chance, settings))
         if detectable > needed:
             reason = f"{said}, but only a fall of {detectable:.2f} or more would have shown (needed: {needed:.2f})"
             return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)

@@ -237,7 +237,7 @@ def _bisect(
             if levels[0] < _NEAR * dose:
                 continue
             reason = "below the censored end"
-        elif (why := undecided(point, settings, cell.curve.mean_chance or 0.0)).never_known:
+        elif (why := undecided(point, settings, cell.curve.assumed_chance)).never_known:
             continue  # more infusion teaches nothing that could be lost
         elif why.too_faint:
             dose = _fewest_seeds(cell)

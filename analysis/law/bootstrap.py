@@ -76,7 +76,7 @@ def simulated_cell(
     seen = seen.of(seen.rate[0])
     generator = generator_of(curve, settings, "two-stage")
     _, null = fall_test(seen, min(resamples, 499), generator)
-    chance = curve.mean_chance or 0.0
+    chance = curve.assumed_chance
     cut, error = cut_off(settings.confidence, seen.freedom), None
     if point.informative:
         fits = fit_hinges(x, seen.rate[None], seen.weight, chance, FINE)

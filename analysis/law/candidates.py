@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import gammaln, stdtr
 
+from megatron_kis.analysis.criteria.remembered import remembered
 from megatron_kis.analysis.law.bend import Bend, fit_bend
 from megatron_kis.analysis.law.regression import SMALLEST_SIGMA, Fit, fit, log_likelihood, weights
 from megatron_kis.analysis.runs.curves import Array
@@ -62,6 +63,7 @@ class Candidate:
 
 _SPARE = 2  # cells beyond the parameters, without which AICc is all correction
 _SHORT = 0.5  # by which an offset law's likelihood may fall short of the plain law's, which it contains
+_FITS = 256  # that are remembered
 _PLAIN = 2  # terms of rows without the held value
 
 CONSTANT = Candidate("constant", "log F* = a", ())
@@ -155,9 +157,11 @@ def mean_and_slope(
 ) -> tuple[Array, Array]:
     """Returns (log F* [m], its derivatives by the parameters [m, p])."""
     x = design(law, centre, log_n, log_d, log_h)
-    if not law.offset:
-        return x @ parameters, x
-    # log F* = log(F_inf + exp(eta)); its derivatives by eta and by log F_inf are the shares of the two terms.
+    return _with_floor(x, parameters) if law.offset else (x @ parameters, x)
+
+
+def _with_floor(x: Array, parameters: Array) -> tuple[Array, Array]:
+    """Returns log F* = log(F_inf + exp(eta)) and its derivatives: by eta and log F_inf, the shares of the two terms."""
     eta, floor = x @ parameters[:-1], parameters[-1]
     mean = np.logaddexp(floor, eta)
     return mean, np.column_stack([x * np.exp(eta - mean)[:, None], np.exp(floor - mean)])
@@ -172,7 +176,7 @@ def design(law: Candidate, centre: Array, log_n: Array, log_d: Array, log_h: Arr
 def fit_candidate(law: Candidate, cells: Cells, *, aicc: bool = True) -> Fitted | None:
     """Fits a candidate; returns None if the cells cannot tell its coefficients apart or leave no error to estimate.
 
-    Without ``aicc`` the fit has none: that of a law without offset takes another fit.
+    Without ``aicc`` the fit has none: it takes another fit.
     """
     informative = int(cells.informative.sum())
     if law.in_held and not cells.several_held:
@@ -181,12 +185,12 @@ def fit_candidate(law: Candidate, cells: Cells, *, aicc: bool = True) -> Fitted 
     x = design(law, centre, cells.log_n, cells.log_d, cells.log_h)
     if informative <= law.size or np.linalg.matrix_rank(x[cells.informative]) < x.shape[1]:
         return None
-    linear = fit(x, cells.lower, cells.upper, cells.variance)
-    likelihood = math.nan
-    if aicc or law.offset:  # of the maximum of the likelihood itself, not of the restricted one
-        likelihood = float(fit(x, cells.lower, cells.upper, cells.variance, method="ml").likelihood)
+    # That of the maximum of the likelihood itself, not of the restricted one.
+    likelihood = float(_regression(x, cells, "ml").likelihood) if aicc else math.nan
     if law.offset:
-        return _fit_offset(law, centre, cells, linear, likelihood)
+        found = _fit_offset(law, centre, cells)
+        return found and replace(found[0], aicc=found[0].aicc if found[1] > likelihood - _SHORT else None)
+    linear = _regression(x, cells, "reml")
     return Fitted(
         law,
         centre,
@@ -198,6 +202,12 @@ def fit_candidate(law: Candidate, cells: Cells, *, aicc: bool = True) -> Fitted 
         _aicc(likelihood, law.size, len(cells.log_n)) if aicc else None,
         linear.factor,
     )
+
+
+@remembered(_FITS)
+def _regression(x: Array, cells: Cells, method: str) -> Fit:
+    """Returns the regression of cells: a law and the same with an offset, a backtest and a held-out N share them."""
+    return fit(x, cells.lower, cells.upper, cells.variance, method=method)
 
 
 def bend_of_cells(fitted: Fitted, cells: Cells, spread: float) -> Bend:
@@ -215,11 +225,14 @@ def _aicc(likelihood: float, parameters: int, n: int) -> float | None:
     return -2 * likelihood + 2 * k + 2 * k * (k + 1) / (n - k - 1)
 
 
-def _fit_offset(law: Candidate, centre: Array, cells: Cells, linear: Fit, plain: float) -> Fitted | None:
+@remembered(_FITS)
+def _fit_offset(law: Candidate, centre: Array, cells: Cells) -> tuple[Fitted, float] | None:
     """Fits an offset law by Fisher scoring with shortened steps; keeps the best fit from several initial floors.
 
-    ``plain`` is the largest log-likelihood without an offset.
+    Returns it with its log-likelihood; None if it is the plain law.
     """
+    x = design(law, centre, cells.log_n, cells.log_d, cells.log_h)
+    linear = _regression(x, cells, "reml")
     closed = cells.informative
     middle = np.where(closed, (cells.lower + cells.upper) / 2, np.nan)
     smallest = float(np.nanmin(middle))
@@ -230,7 +243,7 @@ def _fit_offset(law: Candidate, centre: Array, cells: Cells, linear: Fit, plain:
         sigma = max(float(linear.sigma), SMALLEST_SIGMA)
         value = -math.inf
         for _ in range(60):
-            mean, slope = mean_and_slope(law, centre, theta, cells.log_n, cells.log_d)
+            mean, slope = _with_floor(x, theta)
             cell, score, information, by_sigma = log_likelihood(mean, np.array(sigma), *data)
             value = float(cell.sum())
             normal = slope.T @ (information[:, None] * slope)
@@ -239,7 +252,7 @@ def _fit_offset(law: Candidate, centre: Array, cells: Cells, linear: Fit, plain:
             size, gained = 1.0, 0.0
             while size > 1e-6:
                 trial = theta + size * step
-                mean, _ = mean_and_slope(law, centre, trial, cells.log_n, cells.log_d)
+                mean = np.logaddexp(trial[-1], x @ trial[:-1])
                 gained = float(log_likelihood(mean, np.array(sigma), *data)[0].sum()) - value
                 if gained >= 0:
                     theta = trial
@@ -259,23 +272,16 @@ def _fit_offset(law: Candidate, centre: Array, cells: Cells, linear: Fit, plain:
     n = int(closed.sum())
     k = len(theta)
     sigma *= math.sqrt(n / max(n - k, 1))  # as REML does for points
-    mean, slope = mean_and_slope(law, centre, theta, cells.log_n, cells.log_d)
+    mean, slope = _with_floor(x, theta)
     _, _, information, _ = log_likelihood(mean, np.array(sigma), *data)
     weight, share = weights(np.array(sigma), *data, information)
     normal = slope.T @ (weight[:, None] * slope)
     if np.linalg.cond(normal) > 1e12:
         return None
     freedom = float(share.sum()) - k
-    return Fitted(
-        law,
-        centre,
-        theta,
-        np.linalg.inv(normal).astype(float),
-        sigma,
-        freedom,
-        freedom,
-        _aicc(value, law.size, len(mean)) if value > plain - _SHORT else None,
-    )
+    covariance = np.linalg.inv(normal).astype(float)
+    aicc = _aicc(value, law.size, len(mean))
+    return Fitted(law, centre, theta, covariance, sigma, freedom, freedom, aicc), value
 
 
 def _log_density(z: Array, freedom: float) -> Array:

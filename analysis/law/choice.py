@@ -39,10 +39,9 @@ class Choice:
         Raises:
             InputError: none is meant, or several slices of one kind and group.
         """
-        found = [law for law in laws if self._fits(law)]
+        found = [law for law in laws if self.fits(law)]
         if self.held is not None:
-            own = {_family(law) for law in found if law.range_held is None}
-            found = [law for law in found if law.range_held is None or _family(law) not in own]
+            found = own_first(found)
         first = [law for law in found if (law.kind, law.group) == (found[0].kind, found[0].group)]
         if len(first) == 1:
             return first[0]
@@ -52,7 +51,8 @@ class Choice:
         there = "there is" if len(laws) == 1 else "there are"
         raise InputError(f"no law of {self._asked()}", where=where, remedy=f"{there}: {listed}")
 
-    def _fits(self, law: Law) -> bool:
+    def fits(self, law: Law) -> bool:
+        """Returns whether ``law`` is one of those that are meant."""
         if self.together and law.range_held is None:
             return False
         if self.held is not None and (law.slice.held_by is None or not _same(law.slice.held, self.held)):
@@ -66,6 +66,12 @@ class Choice:
         asked = [f"{name} {value}" for name, value in named.items() if value is not None]
         asked += ["--together"] if self.together else []
         return " ".join(asked + ([] if self.held is None else [f"--held {self.held:.15g}"]))
+
+
+def own_first(laws: Sequence[Law]) -> list[Law]:
+    """Returns ``laws`` without those of several slices where the slice that is asked about has its own."""
+    own = {_family(law) for law in laws if law.range_held is None}
+    return [law for law in laws if law.range_held is None or _family(law) not in own]
 
 
 def words(law: Law, laws: Sequence[Law]) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_kis.analysis.law.choice import NOTHING
+from megatron_kis.analysis.law.choice import NOTHING, Choice, own_first
 from megatron_kis.analysis.law.fit import Law
 from megatron_kis.analysis.law.new_model import NewModel
 from megatron_kis.analysis.law.predict import LARGEST, Prediction, predict
@@ -246,16 +246,11 @@ def _chosen(
             where=where,
             remedy="a dose is limited by what it loses; kis law fit on runs that show it",
         )
-    fitting = [
-        law for law in losing if axis in (None, law.slice.axis) and held_by in (None, law.slice.held_by or NOTHING)
-    ]
+    fitting = list(filter(Choice(axis=axis, held_by=held_by, held=held).fits, losing))
     there = first_of(sorted({_options(law) for law in losing} - {""}), _SHOWN, separator="; ")
     remedy = f"name one of: {there}" if there else "leave out --axis, --held-by and --held"
-    if held is not None:
-        fitting = [law for law in fitting if law.slice.held_by is not None and _holds(law, held)]
-    else:
-        own = [law for law in fitting if law.range_held is None]
-        fitting = own or fitting
+    if held is None:
+        fitting = [law for law in fitting if law.range_held is None] or fitting
     slices = {replace(law.slice, held=law.slice.held if held is None else held) for law in fitting}
     if len(slices) != 1:
         problem = f"laws of {len(slices)} slices to choose from" if fitting else "no law of this slice"
@@ -263,12 +258,8 @@ def _chosen(
     one = slices.pop()
     if held is None and fitting[0].range_held is not None:
         raise InputError(f"the laws depend on the {one.held_by} held", where=where, remedy=remedy)
-    chosen: dict[tuple[str, str], Law] = {}
-    for law in laws:
-        same = (law.slice.axis, law.slice.held_by) == (one.axis, one.held_by) and _holds(law, one.held)
-        key = law.kind, law.group
-        if same and (key not in chosen or chosen[key].range_held is not None):  # a slice's own law before one of all
-            chosen[key] = law
+    of_slice = Choice(axis=one.axis, held_by=one.held_by or NOTHING, held=one.held)
+    chosen = {(law.kind, law.group): law for law in own_first(list(filter(of_slice.fits, laws)))}
     # Background facts of one strength are a part of the whole group: they are not lost a second time.
     chosen = {
         (kind, group): law
@@ -276,14 +267,6 @@ def _chosen(
         if base_group(group) == group or (kind, base_group(group)) not in chosen
     }
     return [(law, one.held if law.range_held is not None else None) for law in chosen.values()], one
-
-
-def _holds(law: Law, held: float | None) -> bool:
-    if law.range_held is not None:
-        return held is not None
-    if held is None or law.slice.held is None:
-        return held == law.slice.held
-    return math.isclose(law.slice.held, held, rel_tol=1e-6)
 
 
 def _options(law: Law) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -228,6 +229,16 @@ def predict(
             "fingerprint": law.fingerprint,
         },
     )
+
+
+def centres(law: Law, sizes: Sequence[float], tokens: float) -> list[float]:
+    """Returns the ``centre`` of what `predict` says of each size N, alone: for the line of a figure."""
+    if law.all_curves is not None:
+        surface, log_d = law.all_curves, math.log(tokens)
+        sigma = surface.sigma()
+        return [_exp(surface.quantiles(surface.mean(math.log(n), log_d), sigma, (0.5,))[0]) for n in sizes]
+    at = law.at if law.bend is None else law.bent_at
+    return [_exp(at(n, tokens)[0]) for n in sizes]
 
 
 def _check_facts(law: Law, facts: float | None, fact_tokens: float | None) -> None:

@@ -17,9 +17,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from scipy.special import chdtrc, log_ndtr, ndtr
 
 from megatron_kis.analysis.criteria.decline import STEEPNESS, Card, retention, shapes_of
@@ -45,6 +46,7 @@ _MANY, _FEWEST_ROUNDS = 30, 240
 _SINGLE = np.float32
 _LEAST_CELL = 1e-37  # likelihood of a cell, relative to the highest
 _NEGLIGIBLE = 1e-18  # next to 1
+_HALF = _SINGLE(np.sqrt(0.5))
 _HALVINGS = 30  # of the range that holds a quantile
 _TOLD = 1.92  # fall of the log-likelihood on both sides that makes a cell tell where it declines
 _TERMS: dict[tuple[float, ...], str] = {
@@ -56,6 +58,8 @@ _TERMS: dict[tuple[float, ...], str] = {
     (1, 1): "b_log_compute",
     (-1, 1): "c_log_tokens_per_param",
 }
+Single: TypeAlias = npt.NDArray[np.floating[Any]]
+"""Numbers in single precision."""
 Draws = Array
 """[R, p + 5 + 3]: beta, k, log sigma, m, n, log omega; then the law of the plateau: its log-odds at the mean of log N,
 their slope, and the logarithm of their scatter."""
@@ -238,59 +242,59 @@ class _Density:
         if sides < 0:  # a mirrored theta is minus the log dose
             theta, likelihood, spacing = -theta[:, ::-1], likelihood[:, ::-1], spacing[:, ::-1]
         likelihood[likelihood < _NEGLIGIBLE] = 0.0  # products of smaller numbers are slow in single precision
-        self._theta, self._likelihood, self._spacing = (part.astype(_SINGLE) for part in (theta, likelihood, spacing))
+        self._theta, self._spacing = theta.astype(_SINGLE), spacing.astype(_SINGLE)
+        self._narrowest = _HALF / np.maximum(_SINGLE(0.6) * self._spacing, _SINGLE(_LEAST_CELL))
+        self._room = np.empty((3, 0, 0, 0), dtype=_SINGLE)  # for large arrays, to make which takes as long as to fill
+        self._likelihood = np.ascontiguousarray(likelihood.swapaxes(1, 2), dtype=_SINGLE)  # [n, G, T]
         self._x, self._square, self._size = x, square, size
 
     def __call__(self, at: Array, bend: float) -> Array:
         p = self._x.shape[1]
         beta, k, log_sigma, m, n, log_omega = at[:, :p], *at[:, p:].T
         sigma, omega = np.exp(log_sigma), np.exp(log_omega)
-        mean = beta @ self._x.T + k[:, None] * self._square  # [W, n]
-        by_steepness = self._steepness(m, n, omega)  # [W, n, G]
-        below, inside, above = self._place(mean, sigma)
-        inner = np.einsum("ntg,wng->wnt", self._likelihood, by_steepness, optimize=True)
-        cells = np.einsum("wnt,wnt->wn", inside, inner) + below * inner[..., 0] + above * inner[..., -1]
+        # Cells are the first axis: for each one, walkers by steepness times steepness by place is a matrix product.
+        mean = self._x @ beta.T + self._square[:, None] * k  # [n, W]
+        if self._room.shape[1:3] != mean.shape:
+            self._room = np.empty((3, *mean.shape, self._theta.shape[1]), dtype=_SINGLE)
+        inner = np.matmul(self._steepness(m, n, omega), self._likelihood, out=self._room[0])  # [n, W, T]
+        below, within, inside, above = self._place(mean, sigma)
+        cells = within * np.einsum("nwt,nwt->nw", inside, inner) + below * inner[..., 0] + above * inner[..., -1]
         prior = -0.5 * (sigma / SCATTER) ** 2 + log_sigma - 0.5 * (omega / _UNEQUAL) ** 2 + log_omega
         prior -= 0.5 * ((m - _STEEP[0]) / _STEEP[1]) ** 2 + 0.5 * (n / _STEEPER) ** 2
         prior -= 0.5 * ((beta[:, 1:] / _SLOPES) ** 2).sum(-1)
         if bend > 0:
             prior -= 0.5 * (k / bend) ** 2
         allowed = (np.minimum(log_sigma, log_omega) > _LEAST) & (np.maximum(log_sigma, log_omega) < _MOST)
-        value = np.log(np.maximum(cells, _LEAST_CELL)).sum(-1) + prior
+        value = np.log(np.maximum(cells, _LEAST_CELL)).sum(axis=0) + prior
         return np.where(allowed, value, -np.inf)
 
-    def _steepness(self, m: Array, n: Array, omega: Array) -> Array:
+    def _steepness(self, m: Array, n: Array, omega: Array) -> Single:
+        """Returns probabilities [n, W, G] of the steepnesses."""
         grid = np.log(STEEPNESS)
-        centre = m[:, None] + n[:, None] * self._size
-        spread = np.maximum(omega, 0.6 * (grid[1] - grid[0]))[:, None, None]
-        weight = np.exp((-0.5 * ((grid - centre[..., None]) / spread) ** 2).astype(_SINGLE))
-        weight[weight < _NEGLIGIBLE] = 0.0
-        found: Array = weight / np.maximum(weight.sum(-1, keepdims=True), _LEAST_CELL)
-        return found
+        centre = m + n * self._size[:, None]
+        narrow = _HALF / np.maximum(omega, 0.6 * (grid[1] - grid[0]))
+        weight = _bell(grid.astype(_SINGLE) - centre.astype(_SINGLE)[..., None], narrow.astype(_SINGLE)[:, None])
+        weight /= weight.sum(-1, keepdims=True)
+        return weight
 
-    def _place(self, mean: Array, sigma: Array) -> tuple[Array, Array, Array]:
-        """Returns probabilities: [W, n] of what is below the grid, [W, n, T] of its thetas, [W, n] of what is above.
+    def _place(self, mean: Array, sigma: Array) -> tuple[Array, Array, Single, Array]:
+        """Returns probabilities [n, W] below, within and above the grid, and those [n, W, T] of its places within.
 
         Most of the time goes here, and single precision is a quarter of it.
         """
-        below = ndtr((self._theta[:, 0] - mean) / sigma[:, None])
-        above = np.exp(log_ndtr((mean - self._theta[:, -1]) / sigma[:, None]))
-        narrow = 1 / np.maximum(sigma.astype(_SINGLE)[:, None, None], _SINGLE(0.6) * self._spacing)
-        inside = self._theta - mean.astype(_SINGLE)[..., None]
+        below = ndtr((self._theta[:, :1] - mean) / sigma)
+        above = np.exp(log_ndtr((mean - self._theta[:, -1:]) / sigma))
+        narrow = np.minimum((_HALF / sigma).astype(_SINGLE)[:, None], self._narrowest[:, None], out=self._room[1])
+        distance = np.subtract(self._theta[:, None], mean.astype(_SINGLE)[..., None], out=self._room[2])
+        inside = _bell(distance, narrow)
+        narrow *= self._spacing[:, None]
         inside *= narrow
-        inside *= inside
-        inside *= _SINGLE(-0.5)
-        np.maximum(inside, _SINGLE(np.log(_NEGLIGIBLE)), out=inside)
-        np.exp(inside, out=inside)
-        inside *= narrow
-        inside *= self._spacing
         total = np.maximum(inside.sum(-1), _LEAST_CELL)
-        inside *= (np.maximum(1 - below - above, 0.0) / total).astype(_SINGLE)[..., None]
-        return below, inside, above
+        return below, np.maximum(1 - below - above, 0.0) / total, inside, above
 
     def draw(self, bend: float, generator: np.random.Generator) -> tuple[Array, float]:
         """Returns (draws, convergence) with a bend of standard deviation ``bend``."""
-        weight = self._likelihood.sum(-1) * self._spacing
+        weight = self._likelihood.sum(axis=1) * self._spacing
         weight = weight / weight.sum(-1, keepdims=True)
         mean = (weight * self._theta).sum(-1)
         variance = (weight * (self._theta - mean[:, None]) ** 2).sum(-1) + 0.02
@@ -326,6 +330,15 @@ class _Density:
             lambda at: self(whole(at), bend), start[:, free], generator, discard=_DISCARD, rounds=rounds, every=every
         )
         return whole(draws), convergence
+
+
+def _bell(distance: Single, narrow: Single) -> Single:
+    """Returns exp(-(distance narrow)^2), at least `_NEGLIGIBLE`; writes into ``distance``."""
+    distance *= narrow
+    distance *= distance
+    np.negative(distance, out=distance)
+    np.maximum(distance, _SINGLE(np.log(_NEGLIGIBLE)), out=distance)
+    return np.exp(distance, out=distance)
 
 
 def _plateau_law(cards: Sequence[Card], size: Array, draws: int, generator: np.random.Generator) -> Array:

@@ -51,7 +51,7 @@ def with_surface(law: Law, curves: Sequence[Curve], settings: AnalysisConfig) ->
         np.log([c.params for c in mine]),
         np.log([c.tokens for c in mine]),
         np.log([c.slice.held or 1.0 for c in mine]) if pooled else None,
-        chance=float(np.mean([c.mean_chance or 0.0 for c in mine])),
+        chance=float(np.mean([c.assumed_chance for c in mine])),
         share=1 - settings.onset_share if onset else settings.r,
         mirrored=onset,
         bend=settings.bend,

@@ -1,8 +1,8 @@
 """The report: one self-contained HTML file, static SVG figures, readable without JavaScript, no external URL.
 
 figures.py, model_figures.py, annotated.py, law_figure.py, decision_figure.py and check_figures.py draw. answer.py,
-run_checks.py, experiment.py, methods.py, summary.py, tables.py and run_tables.py put results into words and rows;
-narrow.py and extent.py fit them to a page. template.html is the layout.
+target.py, run_checks.py, experiment.py, methods.py, summary.py, tables.py and run_tables.py put results into words and
+rows; narrow.py and extent.py fit them to a page. template.html is the layout.
 """
 
 from __future__ import annotations

@@ -6,21 +6,18 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from megatron_kis.analysis.findings.result import AnalysisResult
-from megatron_kis.analysis.law.decision import Decision
 from megatron_kis.analysis.law.fit import VALIDATED_CELLS
 from megatron_kis.analysis.law.looks import percent
-from megatron_kis.analysis.law.predict import Prediction
 from megatron_kis.analysis.report import formatting as fmt
+from megatron_kis.analysis.report.target import FORGOTTEN, KEPT, LEARNED, WORSE, doses, target
 from megatron_kis.analysis.runs.groups import base_group
-from megatron_kis.analysis.runs.slices import FACTS, FREQUENCY, RATIO, USUAL, Slice
+from megatron_kis.analysis.runs.slices import RATIO, USUAL, Slice
 from megatron_kis.analysis.runs.transitions import INCONCLUSIVE, LEFT_CENSORED, RIGHT_CENSORED, Transition
 from megatron_kis.common.configuration import parse_config
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.units import duration
 from megatron_kis.config.study import StudyConfig
 
-_LEARNED, _KEPT, _WORSE = ("onset", "infused"), ("collapse", "background"), ("tolerance", "general")
-_FORGOTTEN = ("collapse", "infused")
 _NAMED = 3
 """Models that a sentence names."""
 
@@ -50,7 +47,7 @@ def answer(result: AnalysisResult) -> Answer:
     if changes:
         notes = "; ".join(part for part in ("kis study next proposes the runs", _cost(result)) if part)
         more = f"To learn more, change these keys of the study file ({notes}):"
-    return Answer(_measured(result, points), _target(result, one), more, changes, _terms(result, points))
+    return Answer(_measured(result, points), target(result, one), more, changes, _terms(result, points))
 
 
 def main_slice(result: AnalysisResult) -> Slice:
@@ -78,25 +75,25 @@ class _Words:
 
 
 _TOLD: dict[tuple[str, str], _Words] = {
-    _LEARNED: _Words(
+    LEARNED: _Words(
         "new facts are learned from about {}",
         "new facts are learned at {} already",
         "new facts are still being learned at {}",
         "it is not clear from which dose new facts are learned",
     ),
-    _KEPT: _Words(
+    KEPT: _Words(
         "earlier knowledge is kept up to about {}",
         "earlier knowledge is being lost at {} already",
         "earlier knowledge is kept up to at least {}",
         "it is not clear whether earlier knowledge is lost",
     ),
-    _FORGOTTEN: _Words(
+    FORGOTTEN: _Words(
         "the new facts themselves are lost again from about {}",
         "the new facts themselves are being lost at {} already",
         "the new facts themselves are kept up to at least {}",
         "it is not clear whether the new facts themselves are lost again",
     ),
-    _WORSE: _Words(
+    WORSE: _Words(
         "the loss on general text is {tolerance} worse from about {}",
         "the loss on general text is {tolerance} worse at {} already",
         "the loss on general text stays within {tolerance} up to at least {}",
@@ -108,9 +105,9 @@ _TOLD: dict[tuple[str, str], _Words] = {
 def _measured(result: AnalysisResult, points: Sequence[Transition]) -> list[str]:
     """Returns a sentence for each kind of transition."""
     sentences = []
-    for key in (_LEARNED, _KEPT, _FORGOTTEN, _WORSE):
+    for key in (LEARNED, KEPT, FORGOTTEN, WORSE):
         mine = [point for point in points if (point.kind, point.group) == key]
-        if not mine or (key == _FORGOTTEN and not any(p.informative or p.status == LEFT_CENSORED for p in mine)):
+        if not mine or (key == FORGOTTEN and not any(p.informative or p.status == LEFT_CENSORED for p in mine)):
             continue
         sentences.append(_sentence(result, key, mine))
     return sentences or ["These runs show no transition: nothing was measured along one dose."]
@@ -164,7 +161,7 @@ def _seen_dose(points: Sequence[Transition]) -> str:
         which = f"{percent(max(level))} interval" if level else "interval"
         many = "s" if len(points) > 1 else ""
         notes.append(f"{which}{many} {fmt.frequency(min(ends))} to {fmt.frequency(max(ends))}")
-    return _doses(values[0], values[-1], one) + (f" ({'; '.join(notes)})" if notes else "")
+    return doses(values[0], values[-1], one) + (f" ({'; '.join(notes)})" if notes else "")
 
 
 def _bound(points: Sequence[Transition], end: str) -> str:
@@ -174,21 +171,7 @@ def _bound(points: Sequence[Transition], end: str) -> str:
     at = pick(points, key=lambda p: getattr(p, end) or 0.0)
     notes = _tokens([at.ratio_low if end == "low" else at.ratio_high], one)
     value = getattr(at, end) or 0.0
-    return _doses(value, value, one) + (f" ({notes[0]})" if notes else "")
-
-
-def _doses(low: float, high: float, one: Slice) -> str:
-    values = fmt.span(fmt.frequency(low), fmt.frequency(high))
-    return f"{values} exposures each{_held(one)}" if one.axis == FREQUENCY else f"{values} facts{_held(one)}"
-
-
-def _held(one: Slice) -> str:
-    """Says what is held along the dose."""
-    if one.held is None:
-        return ""
-    if one.held_by == RATIO:
-        return f" in {fmt.share(one.held)} of the tokens"
-    return f" of {one.held:,.0f} facts" if one.held_by == FACTS else f" at {one.held:g} exposures each"
+    return doses(value, value, one) + (f" ({notes[0]})" if notes else "")
 
 
 def _tokens(ratios: Iterable[float | None], one: Slice) -> list[str]:
@@ -206,7 +189,7 @@ def _lost(result: AnalysisResult, points: Sequence[Transition]) -> str:
         curve = by_cell.get((*p.cell, p.group))
         if curve is None or p.drop is None or p.peak is None:
             continue
-        known = p.peak - (curve.mean_chance or 0.0)
+        known = p.peak - curve.assumed_chance
         if known > 0:
             shares.append(min(p.drop / known, 1.0))
             largest.append(float(curve.dose[-1]))
@@ -222,7 +205,7 @@ def _not_learned(result: AnalysisResult, points: Sequence[Transition]) -> str:
     most = max((p.peak for p in points if p.peak is not None), default=None)
     right = "" if most is None else f": at most {fmt.share(most)} were answered right"
     guess = "" if chance is None or not right else f", where guessing gives {fmt.share(chance)}"
-    return f"new facts were not shown to be learned up to {_doses(*_ends(points), one)}{right}{guess}"
+    return f"new facts were not shown to be learned up to {doses(*_ends(points), one)}{right}{guess}"
 
 
 def _ends(points: Sequence[Transition]) -> tuple[float, float]:
@@ -248,106 +231,6 @@ def _reasons(result: AnalysisResult, points: Sequence[Transition]) -> list[str]:
     return [*found, *dict.fromkeys(others)]
 
 
-# a model that was not trained
-
-
-def _target(result: AnalysisResult, one: Slice) -> list[str]:
-    """Returns what the laws say of the largest model asked about."""
-    decisions = [d for d in result.decisions if d.slice == one] or result.decisions
-    if decisions:
-        return _decided(result, max(decisions, key=lambda d: (d.params, d.tokens)))
-    mine = [p for p in result.predictions if p.slice == one]
-    if mine:
-        return _predicted(max(mine, key=lambda p: (p.params, p.tokens)))
-    if result.laws:
-        return ["No other model was asked about: predict in the study file, or --params, names one."]
-    asked = result.study.get("predict")
-    sizes = [size for size in asked if isinstance(size, int | float)] if isinstance(asked, list) else []
-    if sizes:
-        return [
-            f"For {fmt.size(max(sizes))} parameters nothing follows yet: no transition was seen in enough models for a "
-            "law over model size."
-        ]
-    return []
-
-
-def _decided(result: AnalysisResult, d: Decision) -> list[str]:
-    head = f"For {fmt.size(d.params)} parameters and {fmt.size(d.tokens)} tokens"
-    level = percent(d.confidence)
-    keys = {(limit.kind, base_group(limit.group)) for limit in d.limits}
-    tolerance = f"{100 * result.settings.tolerance:g}%"
-    kept = fmt.listed(
-        [
-            words
-            for key, words in (
-                (_KEPT, "earlier knowledge is kept"),
-                (_FORGOTTEN, "the new facts themselves are kept"),
-                (_WORSE, f"the loss on general text stays within {tolerance}"),
-            )
-            if key in keys
-        ]
-    )
-    firm = all(model.prediction.recommended is not None for model in d.models)
-    if d.dose is None:
-        sentences = [f"{head}, no dose is safe by these laws: not even at 1 is it {level} certain that {kept}."]
-    else:
-        times = fmt.frequency(d.dose) if d.slice.axis == FREQUENCY else fmt.facts(d.dose)
-        unit = "exposure" if times == "1" else "exposures"
-        amounts = _amounts(d)
-        often = d.slice.axis == FREQUENCY
-        dose = f"{times} {unit} of each fact" if often else f"{times} facts{_held(d.slice)}"
-        if firm:
-            advised = f"show each fact at most {times} times" if often else f"infuse at most {dose}"
-            sentences = [f"{head}, {advised}{amounts}.", f"With a probability of {level}, {kept}."]
-        else:
-            sentences = [f"{head}, a first estimate: with a probability of {level}, {kept} up to {dose}{amounts}."]
-        if d.learned is not None and often:
-            chance = fmt.probability(d.learned.probability)
-            sentences.append(f"New facts are learned there with a probability of {chance}.")
-    if _KEPT not in keys and any((p.kind, base_group(p.group)) == _KEPT for p in result.points):
-        sentences.append("This says nothing about earlier knowledge: the runs carry no law of its loss.")
-    if not firm:
-        sentences += _why_not_firm(d)
-    beyond = max(model.prediction.extrapolation_factor for model in d.models)
-    if beyond > 1:
-        sentences.append(f"The target is {fmt.frequency(beyond)} times beyond the models that were trained.")
-    return sentences
-
-
-def _amounts(d: Decision) -> str:
-    if d.amounts is None:
-        return ""
-    known = []
-    if d.amounts.infusion_ratio is not None and d.slice.held_by != RATIO:
-        known.append(f"{fmt.share(d.amounts.infusion_ratio)} of the tokens")
-    if d.amounts.tokens is not None:
-        known.append(f"{fmt.size(d.amounts.tokens)} tokens of domain data")
-    if d.slice.axis == FACTS and d.amounts.bits is not None:
-        known.append(f"{fmt.number(d.amounts.bits / d.params, 2)} bits per parameter")
-    return f" ({', '.join(known)})" if known else ""
-
-
-def _why_not_firm(d: Decision) -> list[str]:
-    """Says why a dose is no more than a first estimate."""
-    few = [m.law for m in d.models if m.law.unvalidated]
-    if few:
-        seen = min(sum(p["residual"] is not None for p in law.points) for law in few)
-        return [f"It rests on {fmt.plural(seen, 'model')}; a law to act on needs {VALIDATED_CELLS}."]
-    notes = [m.prediction.recommended_note for m in d.models if m.prediction.recommended is None]
-    said = "; ".join(dict.fromkeys(note for note in notes if note))
-    return [f"It is no recommendation: {said}."] if said else []
-
-
-def _predicted(p: Prediction) -> list[str]:
-    """Returns what a law of an onset alone says."""
-    low, high = p.prediction_interval
-    return [
-        f"For {fmt.size(p.params)} parameters and {fmt.size(p.tokens)} tokens, new facts are learned from about "
-        f"{_doses(p.centre, p.centre, p.slice)} ({percent(p.confidence)} prediction interval {fmt.frequency(low)} to "
-        f"{fmt.frequency(high)}). What is lost by then cannot be said: the runs carry no law of a loss."
-    ]
-
-
 # what to add
 
 
@@ -364,7 +247,7 @@ def _changes(result: AnalysisResult, points: Sequence[Transition]) -> list[str]:
         outline = outline_of(study, sketch(study))
     except InputError:  # a file of another version, say: the answer does not depend on it
         return []
-    open_ = [p for p in points if (p.kind, p.group) == _KEPT and p.status == INCONCLUSIVE]
+    open_ = [p for p in points if (p.kind, p.group) == KEPT and p.status == INCONCLUSIVE]
     found = [*advice(open_, outline, result.settings), *requirements(outline, result.settings, study.predict)]
     return list(dict.fromkeys(r.change if r.change.startswith(r.key) else f"{r.key}: {r.change}" for r in found))
 
@@ -374,16 +257,16 @@ def _more(result: AnalysisResult, points: Sequence[Transition]) -> str:
     if not points:
         return ""
     wanted = []
-    onset = [p for p in points if (p.kind, p.group) == _LEARNED]
+    onset = [p for p in points if (p.kind, p.group) == LEARNED]
     if onset and not any(p.informative or p.status == LEFT_CENSORED for p in onset):
         wanted.append("more exposures, or a larger token budget, for facts to be learned")
-    kept = [p for p in points if (p.kind, p.group) == _KEPT and p.status == INCONCLUSIVE]
+    kept = [p for p in points if (p.kind, p.group) == KEPT and p.status == INCONCLUSIVE]
     if any(p.p_value is None and p.peak is not None for p in kept):
         wanted.append("background facts that are shown more often (background.frequency), so that they can be lost")
     if any(p.p_value is not None and p.p_value > result.settings.alpha for p in kept):
         wanted.append("more facts or seeds, so that smaller falls show")
     sizes = len({p.params for p in points})
-    seen = [sum(p.informative for p in points if (p.kind, p.group) == key) for key in (_KEPT, _WORSE)]
+    seen = [sum(p.informative for p in points if (p.kind, p.group) == key) for key in (KEPT, WORSE)]
     if max(seen, default=0) < VALIDATED_CELLS or (any(law.unvalidated for law in result.laws)):
         missing = VALIDATED_CELLS - sizes
         if missing > 0:
@@ -413,10 +296,10 @@ def _terms(result: AnalysisResult, points: Sequence[Transition]) -> list[str]:
     kinds = {(p.kind, base_group(p.group)) for p in points}
     settings = result.settings
     said = []
-    if _LEARNED in kinds:
+    if LEARNED in kinds:
         half = "half" if settings.onset_share == 0.5 else f"{100 * settings.onset_share:g}%"
         said.append(f"Learned: {half} of the rise from chance to the plateau is made")
-    if _KEPT in kinds:
+    if KEPT in kinds:
         rule = {
             "retention": f"up to there, less than {100 * settings.r:g}% of it is lost",
             "tolerance_rule": f"up to there, less than {100 * settings.r:g}% of the highest rate is lost",
@@ -424,6 +307,6 @@ def _terms(result: AnalysisResult, points: Sequence[Transition]) -> list[str]:
         }.get(settings.criterion, "up to there, its fall has not begun")
         said.append("Earlier knowledge: the background facts, which are part of the general text")
         said.append(f"Kept: {rule}")
-    if _WORSE in kinds:
+    if WORSE in kinds:
         said.append("Worse: than without infusion")
     return said

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from matplotlib.axis import Axis
+from matplotlib.axis import Axis, XAxis
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.report.theme import COLOURS, Panel
 from megatron_kis.analysis.runs.slices import FREQUENCY, RATIO, USUAL, Slice
 
-_LABEL_WIDTH = 0.0205
-"""Width of a character of a tick, as a share of the axis: 6 points at size 10 in 3.9 inches, and a margin."""
+_LABEL_WIDTH = 0.0245
+"""Width of a character of a tick, and of the margin of a label, as a share of the axis: of four characters with an M,
+31 points wide, in 3.7 inches."""
 _BELOW, _ABOVE, _ROW = 0.56, 0.74, 0.165
 """Inches for an axis below with one row of ticks, for one above with the title, and for each further row."""
 _MOST_ROWS = 3
@@ -59,7 +60,7 @@ class DoseAxis:
         rows = in_rows(places, labels, width)
         kept = [(place, label, row) for place, label, row in zip(places, labels, rows, strict=True) if row is not None]
         axes.set_xticks([place for place, _, _ in kept], ["\n" * row + label for _, label, row in kept])
-        axes.set_xticks(places, minor=True)
+        axes.xaxis.set_minor_locator(FixedLocator(places))  # `set_xticks` would make them twice
         axes.tick_params(axis="x", which="minor", length=2)
         drawn.make_room(below=_BELOW + _ROW * max((row for _, _, row in kept), default=0))
         axes.set_xlim(min(places) - margin, max(places) + margin)
@@ -192,7 +193,7 @@ def label_sizes(drawn: Panel, sizes: Sequence[float]) -> None:
     labels = [fmt.size(size) for size in places]
     rows = in_rows(logs, labels, (high - low) * _LABEL_WIDTH)
     if None in rows:
-        label_log_axis(axis, fmt.size, subs=(1.0, 2.0, 5.0) if high - low < math.log(300) else (1.0,))
+        label_log_axis(axis, fmt.size)
         return
     axis.set_major_locator(FixedLocator(places))
     axis.set_major_formatter(
@@ -202,8 +203,19 @@ def label_sizes(drawn: Panel, sizes: Sequence[float]) -> None:
     drawn.make_room(below=_BELOW + _ROW * max(row or 0 for row in rows))
 
 
-def label_log_axis(axis: Axis, text: Callable[[float], str], *, subs: Sequence[float] = (1.0, 2.0, 5.0)) -> None:
-    """Labels a logarithmic axis at ``subs`` times the powers of ten; ``text`` formats a value."""
+def label_log_axis(axis: Axis, text: Callable[[float], str]) -> None:
+    """Labels a logarithmic axis, whose limits are known, at 1, 2 and 5 times the powers of ten.
+
+    Powers of ten alone are labelled where labels beside each other would overlap. ``text`` formats a value.
+    """
+    subs = [1.0, 2.0, 5.0]
+    if isinstance(axis, XAxis):
+        low, high = axis.axes.get_xlim()
+        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+        ticks = [tick for power in powers for sub in subs if low <= (tick := sub * 10.0**power) <= high]
+        width = math.log(high / low) * _LABEL_WIDTH
+        if any(in_rows([math.log(tick) for tick in ticks], [text(tick) for tick in ticks], width)):
+            subs = [1.0]
     axis.set_major_locator(LogLocator(base=10, subs=subs, numticks=9))
     axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
     axis.set_minor_locator(NullLocator())

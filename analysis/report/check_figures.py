@@ -10,7 +10,7 @@ from megatron_kis.analysis.law.fit import Law
 from megatron_kis.analysis.law.looks import percent
 from megatron_kis.analysis.law.validate import Score
 from megatron_kis.analysis.report import formatting as fmt
-from megatron_kis.analysis.report.axes import label_log_axis
+from megatron_kis.analysis.report.axes import label_log_axis, label_sizes
 from megatron_kis.analysis.report.figures import Drawing
 from megatron_kis.analysis.report.theme import COLOURS, kind_colour, panel, to_svg
 from megatron_kis.analysis.runs.groups import strength
@@ -61,7 +61,6 @@ def residuals(law: Law) -> Drawing | None:
     with panel(_name("residuals", law), f"{title} of the law against model size.") as drawn:
         axes = drawn.axes
         axes.set_xscale("log")
-        label_log_axis(axes.xaxis, fmt.size)
         axes.set_xlabel("model size N (parameters)")
         drawn.figure.subplots_adjust(left=0.18)
         axes.axhline(0, color=COLOURS["muted"], linewidth=1)
@@ -85,6 +84,7 @@ def residuals(law: Law) -> Drawing | None:
             marker="o",
             markersize=6,
         )
+        label_sizes(drawn, [p["params"] for p in known])
         axes.set_ylabel(f"{log} minus the law")
         axes.set_title(title)
         lack = law.lack_of_fit

@@ -157,7 +157,7 @@ def _panel(decision: Decision, name: str, alt: str, x: np.ndarray) -> Iterator[P
         axes.set_xscale("log")
         axes.set_ylim(-0.02, 1.04)
         axes.set_xlim(math.exp(x[0]), math.exp(x[-1]))
-        label_log_axis(axes.xaxis, fmt.frequency, subs=(1.0, 2.0, 5.0) if x[-1] - x[0] < math.log(300) else (1.0,))
+        label_log_axis(axes.xaxis, fmt.frequency)
         axes.set_xlabel(f"{one.symbol} ({one.unit})")
         axes.set_title({"decision": "Probability that nothing is lost", "predicted": "Predicted curves"}[name])
         if decision.dose is not None:

@@ -11,7 +11,7 @@ from megatron_kis.analysis.findings.analyse import law_keys
 from megatron_kis.analysis.findings.result import AnalysisResult
 from megatron_kis.analysis.law.fit import Law
 from megatron_kis.analysis.law.looks import percent
-from megatron_kis.analysis.law.predict import Prediction, predict
+from megatron_kis.analysis.law.predict import Prediction, centres, predict
 from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.report.axes import label_log_axis, label_sizes
 from megatron_kis.analysis.report.figures import Drawing
@@ -91,14 +91,15 @@ def _law_panel(
 def _draw_law(drawn: Panel, law: Law, smallest: float, largest: float, colour: str) -> None:
     sizes = np.geomspace(smallest / 1.4, largest * 1.4, 60)
     for index, tokens in enumerate(sorted({point["tokens"] for point in law.points})):
-        line = [predict(law, float(n), tokens) for n in sizes]
         shade = COLOURS[colour]
         if index == 0:
+            line = [predict(law, n, tokens) for n in sizes.tolist()]
             low, high = np.array([p.prediction_interval for p in line]).T
             drawn.axes.fill_between(sizes, low, high, color=shade, alpha=0.10, linewidth=0)
             low, high = np.array([p.confidence_interval for p in line]).T
             drawn.axes.fill_between(sizes, low, high, color=shade, alpha=0.18, linewidth=0)
-        drawn.line(sizes.tolist(), [p.centre for p in line], series="law", colour=colour, linewidth=1.6)
+        middle = centres(law, sizes.tolist(), tokens)
+        drawn.line(sizes.tolist(), middle, series="law", colour=colour, linewidth=1.6)
         if not law.in_tokens:
             return
 

@@ -195,7 +195,7 @@ def _retention(curve: Curve, settings: AnalysisConfig) -> tuple[Array, Array]:
     start = max(float(curve.dose[int(curve.rate.argmax())]), float(curve.dose[curve.dose > 0][0]))
     levels = np.geomspace(start, float(curve.dose[-1]), 80)
     card = collapse_card(curve, settings)
-    return levels, fitted(card, np.log(levels), curve.mean_chance or 0.0, settings.r)
+    return levels, fitted(card, np.log(levels), curve.assumed_chance, settings.r)
 
 
 _FITTED = {"hinge": _hinge, "retention": _retention}

@@ -178,6 +178,11 @@ class Curve:
         """Chance level, the mean of the levels'; None where it is not known."""
         return float(np.nanmean(self.chance)) if np.isfinite(self.chance).any() else None
 
+    @property
+    def assumed_chance(self) -> float:
+        """Chance level that rates are compared with: 0 where it is not known, which the flags of a point say."""
+        return self.mean_chance or 0.0
+
 
 def curve_table(runs: Runs) -> pd.DataFrame:
     """Returns the curve table (`CURVE_COLUMNS`, known `OPTIONAL_COLUMNS`) of complete runs at their last step.

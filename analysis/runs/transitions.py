@@ -178,7 +178,7 @@ def too_few_levels(curve: Curve, levels: int, fewest: int) -> str:
 
 def never_known(curve: Curve, peak: float) -> str:
     """Returns why a ``curve`` whose highest rate is no more than chance has no collapse."""
-    chance = curve.mean_chance or 0.0
+    chance = curve.assumed_chance
     return f"never reliably above chance ({chance:.2f}; highest rate {peak:.2f}): no memory that could collapse"
 
 

@@ -8,6 +8,7 @@ from scipy.integrate import quad
 
 from megatron_kis.analysis.criteria import decline
 from megatron_kis.analysis.criteria.decline import STEEPNESS, Card, mirrored, retention, shapes_of
+from megatron_kis.analysis.criteria.remembered import remembered
 
 CHANCE, SHARE = 0.25, 0.1
 X = np.log([25.0, 50, 100, 200, 400, 800, 1600, 3200])
@@ -85,11 +86,10 @@ def test_lower_first_levels_do_not_move_the_place():
 
 
 def test_the_plateau_is_integrated_over_as_a_quadrature_does(monkeypatch):
-    monkeypatch.setattr(decline, "_CARDS", {})
     monkeypatch.setattr(decline, "SHARPNESS", (6.0,))
     monkeypatch.setattr(decline, "_FLOORS", (0.0,))
     rate, weight = rates(np.log(300.0)), np.full(len(X), 40.0)
-    card = card_of(X, rate, weight, CHANCE, SHARE, failed=1e-300)
+    card = decline.card_of.__wrapped__(X, rate, weight, np.full(len(X), 1e-300), CHANCE, SHARE)
     right, wrong = rate * weight, (1 - rate) * weight
     top = len(STEEPNESS) // 2
 
@@ -143,12 +143,40 @@ def test_a_long_rise_is_not_taken_for_a_misfit():
     assert card.theta[marginal > -2].min() > x[6]
 
 
-def test_a_card_is_made_once_and_not_remembered_for_ever(monkeypatch):
-    monkeypatch.setattr(decline, "_CARDS", {})
-    monkeypatch.setattr(decline, "_REMEMBERED", 2)
+def test_a_card_is_made_once():
     weight = np.full(len(X), 50.0)
     first = card_of(X, rates(np.log(300.0)), weight, CHANCE, SHARE)
     assert card_of(X, rates(np.log(300.0)), weight, CHANCE, SHARE) is first
-    others = [card_of(X, rates(np.log(place)), weight, CHANCE, SHARE) for place in (100.0, 200.0)]
-    assert len(decline._CARDS) == 2 and first is not card_of(X, rates(np.log(300.0)), weight, CHANCE, SHARE)
-    assert best(others[0]) < best(others[1])
+    assert card_of(X, rates(np.log(200.0)), weight, CHANCE, SHARE) is not first
+
+
+def test_results_are_not_remembered_for_ever():
+    asked = []
+
+    @remembered(2)
+    def total(values, more):
+        asked.append(more)
+        return float(values.sum()) + more
+
+    for more in (1, 2, 1, 3, 1):  # the third drops the first
+        assert total(np.array([1.0, 2.0]), more) == 3 + more
+    assert asked == [1, 2, 3, 1]
+    assert total(np.array([1.0, 3.0]), 1) == 5
+    assert total(np.array([[1.0], [3.0]]), 1) == 5
+    assert len(asked) == 6, "an array of other numbers, or of another shape, is another question"
+
+
+def test_what_a_card_leaves_out_is_nothing(monkeypatch):
+    """Where the likelihood is far below its maximum the plateau need not be found."""
+    rate, weight = rates(np.log(300.0)), np.full(len(X), 60.0)
+    rate[2] = 0.1
+    asked = X, rate, weight, np.full(len(X), 1e-3), CHANCE, SHARE
+    usual = decline.card_of(*asked)
+    monkeypatch.setattr(decline, "_NOTHING", 1e9)
+    monkeypatch.setattr(decline, "_STILL", 1e-12)
+    whole = decline.card_of.__wrapped__(*asked)
+    likely = whole.log_likelihood > -20
+    for name in ("log_likelihood", "plateau", "plateau_error"):
+        found, wanted = getattr(usual, name)[likely], getattr(whole, name)[likely]
+        np.testing.assert_allclose(found, wanted, atol=1e-4)
+    assert usual.deviance == pytest.approx(whole.deviance, abs=1e-6)

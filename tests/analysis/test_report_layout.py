@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from megatron_kis.analysis.findings.analyse import analyse
-from megatron_kis.analysis.report import figures
+from megatron_kis.analysis.findings.analyse import analyse, analyse_points
+from megatron_kis.analysis.law.fit import fit_law
+from megatron_kis.analysis.report import check_figures, figures, law_figure
 from megatron_kis.analysis.report.annotated import annotated
 from megatron_kis.analysis.report.axes import in_rows
 from megatron_kis.analysis.report.narrow import labels, narrowed, split
@@ -16,6 +18,7 @@ from megatron_kis.analysis.report.table import Column, Table
 from megatron_kis.analysis.report.theme import panel, to_svg
 from megatron_kis.analysis.simulate import Truth, simulate_table
 from megatron_kis.config.analysis import AnalysisConfig
+from tests.analysis.points import point
 
 QUICK = AnalysisConfig(law_resamples=0, resamples=99)
 
@@ -35,6 +38,43 @@ def test_ticks_that_are_close_are_written_in_rows():
     assert in_rows(places, texts, 0.15) == [0, 0, 1, 0, 0]
     assert in_rows([0.0, 0.1, 0.2, 0.3], ["100"] * 4, 0.15) == [0, 1, 2, None]
     assert in_rows([], [], 1.0) == []
+
+
+def ticks(drawn):
+    """Returns the boxes of the labels below the axis by the row in which each is written, from left to right."""
+    drawn.figure.draw_without_rendering()
+    rows = {}
+    for label in drawn.axes.get_xticklabels():
+        low, high = drawn.axes.get_xlim()
+        if label.get_text().strip() and low <= label.get_position()[0] <= high:
+            rows.setdefault(label.get_text().count("\n"), []).append(label.get_window_extent())
+    return [sorted(boxes, key=lambda box: box.x0) for boxes in rows.values()]
+
+
+SIZES = {
+    "close": np.geomspace(90e6, 240e6, 6).round(),
+    "two decades": np.geomspace(25e6, 3.2e9, 10).round(),
+    "many": np.geomspace(25e6, 3.2e9, 60).round(),
+    "six decades": np.geomspace(14_928, 70e9, 30).round(),
+}
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+def test_labels_of_sizes_do_not_overlap(sizes, monkeypatch):
+    seen = []
+    monkeypatch.setattr(check_figures, "to_svg", lambda drawn: seen.append(ticks(drawn)) or "")
+    monkeypatch.setattr(law_figure, "to_svg", lambda drawn: seen.append(ticks(drawn)) or "")
+    points = [
+        point(int(n), 100 * (n / 1e6) ** 0.3 * wave) for n, wave in zip(sizes, np.tile([1, 1.1], 30), strict=False)
+    ]
+    law = fit_law(points, law="N", compare_laws=False)
+    check_figures.residuals(law)
+    law_figure.law_figures(analyse_points(points, QUICK))
+    assert len(seen) == 2
+    for rows in seen:
+        assert sum(map(len, rows)) > 1
+        for boxes in rows:
+            assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
 
 
 def test_curves_are_also_drawn_over_the_share_of_the_tokens_with_every_level_and_interval(small):
