@@ -22,14 +22,16 @@ class Feed:
         """Begins with nothing taken."""
         self._samples: dict[int, Sample] = {}
 
-    def put_into(self, iterators: Any) -> Any:
-        """Returns the iterators of a rank, the first one (of the first chunk of layers) observed."""
-        if isinstance(iterators, list):
-            return [self.put_into(iterators[0]), *iterators[1:]] if iterators else iterators
-        if iterators is None or not hasattr(iterators, "iterable"):
-            return iterators
-        iterators.iterable = self._observed(iterators.iterable)
-        return iterators
+    def put_into(self, iterators: Any, *, chunk: int = 0) -> None:
+        """Observes what a rank's iterator gives from now on.
+
+        Args:
+            iterators: a ``RerunDataIterator``, or one for each chunk of layers; None on ranks that need no data.
+            chunk: the chunk that is observed: one that reads every batch.
+        """
+        one = iterators[chunk] if isinstance(iterators, list) else iterators
+        if one is not None:
+            one.iterable = self._observed(one.iterable)
 
     def _observed(self, batches: Iterator[dict[str, torch.Tensor]]) -> Iterator[dict[str, torch.Tensor]]:
         for batch in batches:

@@ -89,7 +89,7 @@ class Session:
         lost = {kind for kinds in gather(self._run_dir.lost) for kind in kinds}
         for callback in self._callbacks:
             callback.lost = callback.kind in lost
-        self._feed.put_into(train_data_iterator)
+        self._feed.put_into(train_data_iterator, chunk=-1 if self._layout.is_last_stage else 0)
         with whole_weights(self._hooks.training, self._args, model, optimizer, sync=False):
             for callback in self._callbacks:
                 callback.before_training(self._state)

@@ -80,6 +80,8 @@ def settings(config: RunConfig) -> Iterator[Setting]:
     yield Setting("--clip-grad", "clip_grad", f"{rate}.gradient_clip", optimizer.gradient_clip)
     half = training.precision != "fp32"
     yield Setting("--bf16", "bf16", "training.precision", half, half)
+    fp8 = training.precision == "fp8"
+    yield Setting("--fp8-format", "fp8", "training.precision", "hybrid" if fp8 else None, fp8)
 
 
 def arguments_of(config: RunConfig, *, vocabulary: int, eod_id: int, validation_sequences: int) -> list[str]:
@@ -141,13 +143,11 @@ def check_settings(args: argparse.Namespace, config: RunConfig) -> None:
         else:
             same = found == setting.value
         if not same:
-            wanted = f"{setting.flag} {setting.value}"
-            if isinstance(setting.value, bool):
-                wanted = f"{'give' if setting.given else 'leave out'} {setting.flag}"
+            value = "" if isinstance(setting.value, bool) else f" {setting.value}"
             raise InputError(
                 f"is {found}, and {setting.key} of the run asks for {setting.value}",
                 where=setting.flag,
-                remedy=f"use {wanted}" if not isinstance(setting.value, bool) else wanted,
+                remedy=f"use {setting.flag}{value}" if setting.given else f"leave out {setting.flag}",
             )
     flag, sequences = train_sequences(args)
     training = config.training

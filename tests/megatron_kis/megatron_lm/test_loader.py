@@ -71,14 +71,15 @@ def test_padding_is_fed_and_not_counted(dataset: InfusedDataset) -> None:
     assert feed.take(range(4)) == ([], [])
 
 
-def test_only_the_first_chunk_of_layers_counts(dataset: InfusedDataset) -> None:
+@pytest.mark.parametrize("chunk", [0, -1])
+def test_one_chunk_of_layers_counts(dataset: InfusedDataset, chunk: int) -> None:
     feed, samples = Feed(), TrainingSamples(dataset, attention_mask=False)
-    chunks = [Replayed(batches_of(samples, [[0, 1]])) for _ in range(2)]
-    feed.put_into(chunks)
-    for chunk in chunks:
-        list(chunk.iterable)
-    assert feed.take(range(2))[0] == [0, 1]
-    assert Feed().put_into(None) is None
+    chunks = [Replayed(batches_of(samples, [[number]])) for number in range(2)]
+    feed.put_into(chunks, chunk=chunk)
+    list(chunks[chunk].iterable)
+    assert feed.take(range(2))[0] == [range(2)[chunk]]
+    feed.put_into(None)
+    assert feed.take(range(2)) == ([], [])
 
 
 def test_a_loader_that_leaves_the_order_is_found_at_its_first_step(dataset: InfusedDataset) -> None:
