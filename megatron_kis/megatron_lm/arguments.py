@@ -62,7 +62,9 @@ def run_of(args: argparse.Namespace) -> RunConfig:
         which = "is missing" if args.kis_frequency is None else "excludes --kis-ratio"
         raise InputError(which, where="--kis-frequency", remedy="give it, or --kis-ratio")
     with naming_arguments(args):
-        return parse_content(RunConfig, content_of(args), source="--kis-set", overrides=args.kis_set)
+        config = parse_content(RunConfig, content_of(args), source="--kis-set", overrides=args.kis_set)
+        config.model.shape()  # which checks it
+    return config
 
 
 @contextmanager
@@ -88,6 +90,7 @@ _FLAGS: dict[str, str] = {
     "data.tokenizer": "--kis-tokenizer",
     "model.layers": "--num-layers",
     "model.width": "--hidden-size",
+    "model.ffn_width": "--ffn-hidden-size",
     "model.heads": "--num-attention-heads",
     "model.query_groups": "--num-query-groups",
     "training.token_budget": "--train-iters",

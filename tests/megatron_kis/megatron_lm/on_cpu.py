@@ -55,6 +55,8 @@ def _install() -> None:
     cuda: Any = torch.cuda
     cuda.is_available, cuda.device_count = lambda: True, lambda: 8
     cuda.empty_cache = lambda: None
+    torch.accelerator.current_accelerator = lambda **_: None  # optimizers and loaders ask for it
+    torch.accelerator.is_available = lambda: False
     cuda.Stream = cuda.current_stream = cuda.stream = lambda *_, **__: _Stream()
     for name in ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"):
         setattr(cuda, name, lambda *_: 0)

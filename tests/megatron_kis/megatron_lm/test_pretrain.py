@@ -26,10 +26,11 @@ SETTINGS: dict[str, Any] = {
 
 
 WITHOUT_A_RUN = (
-    "--num-layers 2 --hidden-size 16 --num-attention-heads 2 --seq-length 64 --max-position-embeddings 64"
+    "--num-layers 2 --hidden-size 16 --ffn-hidden-size 48 --num-attention-heads 2 --seq-length 64"
+    " --max-position-embeddings 64"
     " --micro-batch-size 4 --global-batch-size 8 --train-samples 80 --lr 1e-3 --lr-decay-style linear --swiglu"
     " --lr-warmup-samples 8 --tokenizer-type NullTokenizer --vocab-size 400 --eval-iters 1 --eval-interval 5"
-    " --split 90,5,5 --kis-ratio 0.2 --kis-background-frequency 4 --kis-set probes.templates={question:1}"
+    " --split 90,5,5 --kis-ratio 0.2 --kis-background-frequency 4 --kis-set probes.facts_per_group=8"
 )
 
 
@@ -103,8 +104,10 @@ def test_the_run_is_one_of_its_study_and_is_analysed(finished: RunConfig) -> Non
     assert runs.problems.empty
     assert runs.runs["exposures_exact"].tolist() == [True]
     assert runs.losses["step"].tolist() == [10, 20]
-    collapse = run_kis("law", "collapse", finished.output.parent)
+    points = finished.output.parent / "points.csv"
+    collapse = run_kis("law", "collapse", finished.output.parent, "--output", points)
     assert collapse.returncode == 0, collapse.stderr
+    assert "14928" in points.read_text(encoding="utf-8")
 
 
 def test_a_run_that_resumes_is_the_run_that_was_never_stopped(
@@ -116,20 +119,27 @@ def test_a_run_that_resumes_is_the_run_that_was_never_stopped(
     status, said = pretrain(tmp_path, *words, "--exit-interval", 6)
     assert status == 0, said
     assert not (config.output / "DONE").exists()
-    status, said = pretrain(tmp_path, *words, "--kis-set", "infusion.frequency=7")
-    assert status == 2, said
-    assert f"--load {save}: iteration 6 was trained with another exposure plan: infusion_frequency 8 -> 7" in said
-    kept = save / "kis" / "iter_0000006.json"
-    kept.rename(tmp_path / "aside")
-    assert "was saved without an exposure plan" in pretrain(tmp_path, *words)[1]
-    (tmp_path / "aside").rename(kept)
     status, said = pretrain(tmp_path, *words)
     assert status == 0, said
     assert losses(config.output) == losses(finished.output)
     assert probed(config.output) == probed(finished.output)
     assert differences_of(audit_run(config.output)) == 0
-    status, said = pretrain(tmp_path, *words)
-    assert (status, "holds this run, complete" in said) == (2, True)
+    plan = json.loads((config.output / "run.json").read_text())["fingerprints"]["plan"]
+    saved = b"".join(path.read_bytes() for path in save.glob("iter_0000006/*"))
+    assert plan.encode() in saved  # among Megatron-LM's arguments
+
+
+@pytest.mark.slow
+def test_a_resume_with_another_plan_ends_before_anything_is_written(tiny_data: Path, tmp_path: Path) -> None:
+    config = _config(tiny_data, tmp_path)
+    words = ["--kis-run", written(config), "--save", tmp_path / "saved", "--load", tmp_path / "saved"]
+    status, said = pretrain(tmp_path, *words, "--save-interval", 6, "--exit-interval", 6)
+    assert status == 0, said
+    before = (config.output / "metrics.jsonl").read_bytes()
+    status, said = pretrain(tmp_path, *words, "--kis-set", "infusion.frequency=7")
+    assert status == 2, said
+    assert "iteration 6 was trained with another exposure plan: infusion_frequency 8 -> 7" in said
+    assert (config.output / "metrics.jsonl").read_bytes() == before
 
 
 @pytest.mark.distributed

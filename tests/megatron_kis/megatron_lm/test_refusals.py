@@ -104,6 +104,7 @@ def test_with_a_run(run_file: Path, words: str, said: str) -> None:
         ("--kis-frequency 5 --kis-tokenizer nowhere", "nowhere"),
         ("--kis-frequency 5 --kis-set probes.templtes={}", "probes.templtes"),
         ("--kis-frequency 5 --mock-data", "--mock-data: replaces the training data"),
+        ("--kis-frequency 5 --ffn-hidden-size -1", "--ffn-hidden-size: is -1"),
     ],
 )
 def test_without_a_run(tiny_data: Path, words: str, said: str) -> None:
