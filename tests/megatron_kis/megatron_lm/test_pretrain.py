@@ -133,7 +133,8 @@ def test_a_run_that_resumes_is_the_run_that_was_never_stopped(
 def test_a_resume_with_another_plan_ends_before_anything_is_written(tiny_data: Path, tmp_path: Path) -> None:
     config = _config(tiny_data, tmp_path)
     words = ["--kis-run", written(config), "--save", tmp_path / "saved", "--load", tmp_path / "saved"]
-    status, said = pretrain(tmp_path, *words, "--save-interval", 6, "--exit-interval", 6)
+    words += ["--save-interval", 6]
+    status, said = pretrain(tmp_path, *words, "--exit-interval", 6)
     assert status == 0, said
     before = (config.output / "metrics.jsonl").read_bytes()
     status, said = pretrain(tmp_path, *words, "--kis-set", "infusion.frequency=7")
