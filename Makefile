@@ -46,5 +46,6 @@ $(VENV)/.installed: $(VENV)/bin/python setup.py $(CONSTRAINTS)
 
 $(VENV)/.installed-dev: $(VENV)/bin/python setup.py $(CONSTRAINTS) $(DRY_DEVICE)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --upgrade --target $(VENV)/dry-device -r $(DRY_DEVICE)
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --upgrade --target $(VENV)/dry-device \
+		--python-version 3.12 --ignore-requires-python --only-binary=:all: -r $(DRY_DEVICE)
 	@touch $@ $(VENV)/.installed

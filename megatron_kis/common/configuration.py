@@ -98,10 +98,29 @@ def load_config(kind: type[ConfigT], path: Path, overrides: Sequence[str] = ()) 
     content = parse_yaml(read_text(path), where=str(path))
     if not isinstance(content, dict):
         return parse_config(kind, content, source=str(path))  # which refuses it
-    base = file_base(path, content)
+    return parse_content(kind, content, source=str(path), base=file_base(path, content), overrides=overrides)
+
+
+def parse_content(
+    kind: type[ConfigT],
+    content: dict[str, Any],
+    *,
+    source: str,
+    base: Path | Moved = Path(),
+    overrides: Sequence[str] = (),
+) -> ConfigT:
+    """Applies overrides to settings that are already in memory, and checks the result; see ``load_config``.
+
+    Args:
+        kind: the settings' class.
+        content: the settings, a mapping; it is changed.
+        source: the file, for messages.
+        base: folder at which relative paths begin.
+        overrides: ``key.path=value``, the value in YAML.
+    """
     for override in overrides:
         _override(content, override, kind, base)
-    return parse_config(kind, content, source=str(path), base=base, overrides=overrides)
+    return parse_config(kind, content, source=source, base=base, overrides=overrides)
 
 
 def file_base(path: Path, content: Mapping[str, Any]) -> Path | Moved:

@@ -36,12 +36,20 @@ class TextSource(Protocol):
 class MegatronText:
     """A Megatron-Core dataset (``GPTDataset``, ``BlendedDataset``) as the source of general text."""
 
-    def __init__(self, dataset: Dataset[Sample], *, sequence_length: int, sequences: int) -> None:
+    def __init__(self, dataset: Dataset[Sample] | None, *, sequence_length: int, sequences: int) -> None:
         """Takes ``sequences`` samples of ``sequence_length`` tokens from a dataset, in its order.
+
+        Args:
+            dataset: the dataset; None on a rank that needs no data, where Megatron's builder makes none.
+            sequence_length: L, tokens of a sequence.
+            sequences: number of sequences of the plan.
 
         Raises:
             InputError: the dataset has fewer samples, or samples of another length.
         """
+        self._dataset = dataset
+        if dataset is None:
+            return
         available = len(dataset)  # type: ignore[arg-type]  # torch's Dataset declares no length, Megatron's have one
         if available < sequences:
             raise InputError(
@@ -56,10 +64,16 @@ class MegatronText:
                 where="text",
                 remedy="build both with the same sequence length",
             )
-        self._dataset = dataset
 
     def read(self, sequence: int, tokens: int) -> NDArray[np.integer]:
-        """Returns the first ``tokens`` tokens (at most L + 1) of a sample: its tokens, and the label of the last."""
+        """Returns the first ``tokens`` tokens (at most L + 1) of a sample: its tokens, and the label of the last.
+
+        Raises:
+            InputError: there is no dataset on this rank.
+        """
+        if self._dataset is None:
+            remedy = "read sequences only where Megatron's builder makes a dataset"
+            raise InputError("there is no dataset on this rank", where="text", remedy=remedy)
         sample = self._dataset[sequence]
         window = np.append(sample["tokens"].numpy(), sample["labels"][-1].numpy())
         return window[:tokens]
@@ -106,14 +120,23 @@ class InfusedDataset(Dataset[Sample]):
         """Returns the number of sequences of the run."""
         return len(self.plan)
 
-    def __getitem__(self, sequence: int) -> Sample:
-        """Returns the tensors of a sequence."""
-        return self.read((sequence,), (self.plan[sequence],))[0]
+    def __getitem__(self, sequence: int | None) -> Sample:
+        """Returns the tensors of a sequence; of None padding, in which no label counts."""
+        return self.__getitems__((sequence,))[0]
 
-    def __getitems__(self, sequences: Sequence[int]) -> list[Sample]:
-        """Returns the tensors of several sequences, as PyTorch's loaders request a batch: their layouts in one pass."""
-        self.plan.prefetch(sequences)
-        return self.read(sequences, [self.plan[sequence] for sequence in sequences])
+    def __getitems__(self, sequences: Sequence[int | None]) -> list[Sample]:
+        """Returns the tensors of several sequences, as PyTorch's loaders request a batch: their layouts in one pass.
+
+        Megatron-LM's samplers fill a batch up with None. It stands for the first sequence without a loss, as in
+        Megatron-Core's ``GPTDataset``: it is no exposure, and a ledger must not be shown it.
+        """
+        numbers = [sequence or 0 for sequence in sequences]
+        self.plan.prefetch(numbers)
+        samples = self.read(numbers, [self.plan[number] for number in numbers])
+        for sequence, sample in zip(sequences, samples, strict=True):
+            if sequence is None:
+                sample["loss_mask"].zero_()
+        return samples
 
     def read(self, sequences: Sequence[int], layouts: Sequence[SequenceLayout]) -> list[Sample]:
         """Returns the tensors of several sequences, made in one pass: each sample is a row of shared memory.

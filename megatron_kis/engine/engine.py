@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 
 from megatron_kis.checkpoint.initial_weights import load_start
@@ -26,23 +25,22 @@ from megatron_kis.distributed.determinism import random_states, restore_random_s
 from megatron_kis.distributed.device import Device
 from megatron_kis.distributed.groups import ParallelDims
 from megatron_kis.distributed.megatron_imports import quiet_megatron
+from megatron_kis.engine.forward_pass import ForwardPass
 from megatron_kis.engine.optimizer import build_optimizer
 from megatron_kis.engine.replica import finish_gradients, wrap_model
-from megatron_kis.engine.scaling import DelayedScaling, without_fp8
+from megatron_kis.engine.scaling import DelayedScaling
 from megatron_kis.model.build import ModelSpec, build_model, initialise, resolve_implementation
-from megatron_kis.model.context import positions
 from megatron_kis.model.head import head_losses, headless
 
 with quiet_megatron():
     from megatron.core import parallel_state
     from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
     from megatron.core.pipeline_parallel import get_forward_backward_func
-    from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 
 Batch = dict[str, torch.Tensor]
 
 
-class Engine:
+class Engine(ForwardPass):
     """A model under a parallel layout, its optimizer, and how to step and to score."""
 
     def __init__(
@@ -67,8 +65,6 @@ class Engine:
             trains: whether to make an optimizer, and room for gradients. An engine that only evaluates holds its
                 weights alone.
         """
-        self.layout = layout
-        self.device = device
         self._model = config.model
         self._seed = config.training.seed
         self._vocabulary = vocabulary
@@ -94,18 +90,16 @@ class Engine:
             deterministic=config.training.deterministic,
             init_std=config.model.init_std,
         )
-        self.chunks = [
+        chunks = [
             wrap_model(build_model(spec, chunk=chunk, seed=None), device, trains=trains)
             for chunk in range(layout.virtual_size)
         ]
-        """This rank's layers, as data-parallel replicas: one chunk, or several under the interleaved schedule."""
-        self._config = self.chunks[0].config  # the one that Megatron-Core's schedules look at
+        super().__init__(chunks, layout=layout, device=device)
         self._scaling = DelayedScaling(self.chunks, layout) if precision == "fp8" else None
         self._config.finalize_model_grads_func = finish_gradients
         if trains:
             self._optimizer = build_optimizer(self.chunks, config.training.optimizer, device, half=precision != "fp32")
         self._forward_backward = get_forward_backward_func()
-        self._link = P2PCommunicator(parallel_state.get_pipeline_model_parallel_group(), self._config)
         if begin:
             self.begin()
 
@@ -170,46 +164,6 @@ class Engine:
         if accept(loss, norm):
             self._optimizer.step(learning_rate, norm)
         return loss, norm
-
-    @torch.no_grad()
-    def forward(self, call: Callable[[Any], torch.Tensor], *, rows: int, length: int) -> torch.Tensor | None:
-        """Runs a batch through all chunks of all stages, without a gradient, a random draw or FP8.
-
-        Megatron-Core's interleaved schedule needs several micro-batches of one shape; here a batch of any shape is one.
-        Replicas that have different numbers of batches call ``gather`` first.
-
-        Args:
-            call: calls a chunk with the batch, which every rank of a model replica has.
-            rows: number of rows of the batch.
-            length: number of tokens of a row on this rank.
-
-        Returns:
-            The last chunk's output, on the last stage; None on the others.
-        """
-        if self._config.sequence_parallel:
-            length //= self.layout.tensor_size
-        shape = (length, rows, self._config.hidden_size)
-        output = None
-        self.gather()
-        for number, chunk in enumerate(self.chunks):
-            chunk.eval()
-            arrived = self._link.recv_forward(shape, self.layout.is_first_stage and number == 0)
-            chunk.module.set_input_tensor(arrived)
-            with without_fp8(chunk):
-                output = call(chunk)
-            chunk.train()
-            at_end = self.layout.is_last_stage and number == len(self.chunks) - 1
-            self._link.send_forward(output, at_end)
-        return output if self.layout.is_last_stage else None
-
-    def gather(self) -> None:
-        """Gathers the weights of the last step; collective. ``forward`` and ``weights`` do so themselves."""
-        for chunk in self.chunks:
-            chunk.gather()
-
-    def positions(self, length: int) -> torch.Tensor:
-        """Returns the places of a sequence of ``length`` tokens that this rank holds, int64, ascending."""
-        return positions(length, size=self.layout.context_size, rank=self.layout.context_rank)
 
     def token_losses(
         self, rows: NDArray[np.int64], labels: NDArray[np.int64], *, rows_per_pass: int
@@ -300,21 +254,6 @@ class Engine:
             if missing or unexpected:
                 msg = f"chunk {number}: weights that are missing: {missing}; that the model has not: {unexpected}"
                 raise ValueError(msg)
-
-    def parameters(self) -> int:
-        """Returns the number of parameters of the whole model, each counted once over the ranks."""
-        from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
-        from megatron.core.transformer.module import param_is_not_shared
-
-        mine = sum(
-            parameter.numel()
-            for chunk in self.chunks
-            for parameter in chunk.parameters()
-            if param_is_not_shared(parameter) and param_is_not_tensor_parallel_duplicate(parameter)
-        )
-        total = torch.tensor([mine], dtype=torch.int64, device=self.device.torch_device)
-        dist.all_reduce(total, group=parallel_state.get_model_parallel_group())
-        return int(total)
 
     def _stack(self, samples: Sequence[Sample]) -> Batch:
         """Stacks a micro-batch: the places of each sequence that this rank holds; a mask keeps all keys."""

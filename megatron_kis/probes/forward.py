@@ -26,7 +26,7 @@ from megatron_kis.probes.prefix_tree import EdgeScores, PackedPrefixTrees
 from megatron_kis.probes.readout import read_tokens, to_device
 
 if TYPE_CHECKING:
-    from megatron_kis.engine.engine import Engine
+    from megatron_kis.engine.forward_pass import ForwardPass
 
 with quiet_megatron():
     from megatron.core.models.gpt.gpt_model import GPTModel
@@ -35,9 +35,9 @@ Batch = dict[str, torch.Tensor]
 
 
 class Scorer:
-    """Scores prefix trees with an engine's model."""
+    """Scores prefix trees with a model."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: ForwardPass) -> None:
         """Wraps the engine; its chunks are left as they were after each pass."""
         self._engine = engine
         self._layout = engine.layout

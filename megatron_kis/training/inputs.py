@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,21 +35,15 @@ from megatron_kis.training.artifacts import made_with
 from megatron_kis.training.run_plan import open_plan
 
 if TYPE_CHECKING:
-    from megatron_kis.data.dataset import InfusedDataset
+    from megatron_kis.data.dataset import InfusedDataset, TextSource
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """All inputs of a run."""
+class FactInputs:
+    """All inputs of a run but its general text, which may come from another program."""
 
     tokenizer: Tokenizer
     """Tokenizer with which all other inputs were made."""
-
-    text: GeneralText
-    """General text to train on."""
-
-    validation: ValidationText
-    """Held-out general text."""
 
     store: ExposureStore
     """Exposures of the facts."""
@@ -73,20 +67,6 @@ class Inputs:
     fingerprints: dict[str, str]
     """Fingerprints of all files that decide a result, and of the questions that it is asked."""
 
-    @cached_property
-    def dataset(self) -> InfusedDataset:
-        """Training sequences; made when they are asked for, as nothing else here needs PyTorch."""
-        from megatron_kis.data.dataset import InfusedDataset
-
-        return InfusedDataset(
-            self.plan,
-            self.text,
-            self.store,
-            reset_attention=self.documents.reset_attention,
-            eod_begins=self.documents.eod_begins(bool(self.tokenizer.frame[0])),
-            mask_boundaries=self.documents.mask_boundaries,
-        )
-
     def infused_bits(self) -> float | None:
         """Returns the bits of the infused facts that are shown; None if the objects of a relation are not known."""
         shown = self.plan.expected("infused") > 0
@@ -101,6 +81,35 @@ class Inputs:
     def eod_id(self) -> int:
         """Id of the end-of-document token."""
         return self.tokenizer.eod_id
+
+    def dataset_over(self, text: TextSource) -> InfusedDataset:
+        """Returns the training sequences over a source of general text."""
+        from megatron_kis.data.dataset import InfusedDataset  # nothing else here needs PyTorch
+
+        return InfusedDataset(
+            self.plan,
+            text,
+            self.store,
+            reset_attention=self.documents.reset_attention,
+            eod_begins=self.documents.eod_begins(bool(self.tokenizer.frame[0])),
+            mask_boundaries=self.documents.mask_boundaries,
+        )
+
+
+@dataclass(frozen=True)
+class Inputs(FactInputs):
+    """All inputs of a run."""
+
+    text: GeneralText
+    """General text to train on."""
+
+    validation: ValidationText
+    """Held-out general text."""
+
+    @cached_property
+    def dataset(self) -> InfusedDataset:
+        """Training sequences; made when they are asked for."""
+        return self.dataset_over(self.text)
 
 
 def open_inputs(config: RunConfig, *, questions: Path | None = None) -> Inputs:
@@ -131,7 +140,7 @@ class InputsOfMany:
         training, data = config.training, config.data
         length = training.sequence_length
         most = config.validation.max_tokens
-        tokenizer = self._once(("tokenizer", data.tokenizer), lambda: load_tokenizer(data.tokenizer))
+        self._tokenizer(config)  # the first to be found missing
         text = self._once(
             ("text", *data.corpora, length, training.seed),
             lambda: GeneralText(data.corpora, sequence_length=length, seed=training.seed),
@@ -140,6 +149,36 @@ class InputsOfMany:
             ("validation", data.validation, length, most),
             lambda: ValidationText(data.validation, sequence_length=length, max_tokens=most),
         )
+        made_by = [
+            (prefix, made, eod_id) for (prefix, made), eod_id in zip(text.tokenizers(), text.ends(), strict=True)
+        ]
+        made_by.append((data.validation, validation.tokenizer_fingerprint, validation.eod_id))
+        prints = {"corpus": text.fingerprint, "validation": validation.fingerprint}
+        facts = self.open_facts(config, text=prints, made_by=made_by, questions=questions)
+        return Inputs(**vars(facts), text=text, validation=validation)
+
+    def open_facts(
+        self,
+        config: RunConfig,
+        *,
+        text: Mapping[str, str],
+        made_by: Sequence[tuple[Path, str, int | None]] = (),
+        questions: Path | None = None,
+    ) -> FactInputs:
+        """Opens and checks all inputs but the general text.
+
+        Args:
+            config: the run's configuration.
+            text: fingerprints of its general text and of its validation text, ``corpus`` and ``validation``.
+            made_by: files of text, with the fingerprint of the tokenizer and the end-of-document token of each.
+            questions: file of the questions that it is asked; those of its data if not given.
+
+        Raises:
+            InputError: as ``open_inputs``.
+        """
+        training, data = config.training, config.data
+        length = training.sequence_length
+        tokenizer = self._tokenizer(config)
         store = self._once(("store", data.exposures), lambda: ExposureStore(data.exposures))
         templates = config.probes.templates
         path = questions or data.questions
@@ -149,13 +188,15 @@ class InputsOfMany:
         )
         fingerprints = {
             "tokenizer": tokenizer.fingerprint,
-            "corpus": text.fingerprint,
+            "corpus": text["corpus"],
             "exposures": store.fingerprint,
-            "validation": validation.fingerprint,
+            "validation": text["validation"],
             "questions": asked_sha256,
         }
         _check_fingerprints(config, fingerprints)
-        _check_tokenizers(config, tokenizer, text, validation, store, (path, asked))
+        asked_by = (path, asked.tokenizer_fingerprint, asked.header.get("eod_id"))
+        exposures = (data.exposures, store.tokenizer_fingerprint, store.eod_id)
+        _check_tokenizers(config, tokenizer, [*made_by, exposures, asked_by])
         start = None
         if config.model.init_from is not None:
             rows = padded_vocabulary(tokenizer.vocab_size)
@@ -169,10 +210,8 @@ class InputsOfMany:
         order = {}
         if takes_some_facts(config):
             order[ORDER] = self._once(("order of facts", order_file(path), asked_sha256), lambda: _order_of(ordering))
-        return Inputs(
+        return FactInputs(
             tokenizer=tokenizer,
-            text=text,
-            validation=validation,
             store=store,
             plan=plan,
             documents=config.documents,
@@ -184,6 +223,11 @@ class InputsOfMany:
             positions=None if start is None else start.positions,
             fingerprints=fingerprints | order | ({} if start is None else {"start": start.fingerprint}),
         )
+
+    def _tokenizer(self, config: RunConfig) -> Tokenizer:
+        path = config.data.tokenizer
+        tokenizer: Tokenizer = self._once(("tokenizer", path), lambda: load_tokenizer(path))
+        return tokenizer
 
     def _once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         if key not in self._opened:
@@ -230,22 +274,10 @@ def _check_fingerprints(config: RunConfig, found: dict[str, str]) -> None:
             )
 
 
-def _check_tokenizers(
-    config: RunConfig,
-    tokenizer: Tokenizer,
-    text: GeneralText,
-    validation: ValidationText,
-    store: ExposureStore,
-    asked: tuple[Path, QuestionSet],
-) -> None:
+def _check_tokenizers(config: RunConfig, tokenizer: Tokenizer, made_by: Iterable[tuple[Path, str, Any]]) -> None:
+    """Refuses files of another tokenizer: each is given with the fingerprint of its own, and its end of documents."""
     wanted = tokenizer.fingerprint
-    path, questions = asked
-    for what, (recorded, eod_id) in (
-        *((prefix, (made, eod_id)) for (prefix, made), eod_id in zip(text.tokenizers(), text.ends(), strict=True)),
-        (config.data.validation, (validation.tokenizer_fingerprint, validation.eod_id)),
-        (config.data.exposures, (store.tokenizer_fingerprint, store.eod_id)),
-        (path, (questions.tokenizer_fingerprint, questions.header.get("eod_id"))),
-    ):
+    for what, recorded, eod_id in made_by:
         if not made_with(tokenizer, recorded, eod_id):
             older = f" and the end-of-document token {eod_id}" if recorded == tokenizer.model_sha256 else ""
             raise InputError(

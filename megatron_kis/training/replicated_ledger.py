@@ -16,7 +16,7 @@ from megatron_kis.distributed.collectives import sum_over_data
 from megatron_kis.distributed.groups import ParallelDims
 from megatron_kis.distributed.megatron_imports import quiet_megatron
 from megatron_kis.training.faults import exposures_in
-from megatron_kis.training.inputs import Inputs
+from megatron_kis.training.inputs import FactInputs
 
 with quiet_megatron():
     from megatron.core.dist_checkpointing.mapping import ShardedTensor
@@ -25,7 +25,7 @@ with quiet_megatron():
 class ReplicatedLedger:
     """This rank's ledger. Sums over the data-parallel replicas are collective: every rank calls those methods."""
 
-    def __init__(self, inputs: Inputs, layout: ParallelDims, device: torch.device) -> None:
+    def __init__(self, inputs: FactInputs, layout: ParallelDims, device: torch.device) -> None:
         """Begins with no exposures counted."""
         self._ledger = Ledger(inputs.store)
         self._plan = inputs.plan
@@ -43,12 +43,13 @@ class ReplicatedLedger:
         infused, tokens = sum_over_data(counts.to(self._device)).tolist()
         return float(infused / tokens) if tokens else 0.0
 
-    def _sums(self) -> torch.Tensor:
+    def sums(self) -> torch.Tensor:
+        """Returns the counts of all replicas (``Ledger.as_tensor``); collective."""
         return sum_over_data(self._ledger.as_tensor().to(self._device))
 
     def sharded_state(self) -> ShardedTensor:
         """Returns the counts of all replicas, in the form that ``shards`` saves; collective."""
-        return self._sharded(self._sums())
+        return self._sharded(self.sums())
 
     def empty_state(self) -> ShardedTensor:
         """Returns zeros of the form of ``sharded_state``, which ``shards`` loads into."""
@@ -64,7 +65,7 @@ class ReplicatedLedger:
 
     def merge(self) -> None:
         """Gives every rank the counts of all replicas; collective. Nothing can be summed afterwards."""
-        self._ledger.load_tensor(self._sums())
+        self._ledger.load_tensor(self.sums())
 
     def write(self, path: Path) -> None:
         """Writes ``exposures.json``, after ``merge``."""

@@ -4,8 +4,10 @@ For users with a Megatron training loop of their own: the exposure plan and ``In
 dataset, everything else stays. Run it on what ``kis study run run_scripts/studies/quickstart.yaml`` has prepared:
 
     python run_scripts/examples/infuse_gpt_dataset.py --data <study>/data --steps 50
+    torchrun --nproc-per-node=2 run_scripts/examples/infuse_gpt_dataset.py --data <study>/data --steps 50
 
-Each fact is shown exactly ``--frequency`` times, whole, evenly over the run; the loop counts them as they pass.
+Each infused fact is shown exactly ``--frequency`` times, whole, evenly over the run, and each background fact
+``--background`` times. Each rank takes its part of every step, and counts the exposures as they pass.
 """
 
 from __future__ import annotations
@@ -20,12 +22,13 @@ import torch
 from megatron_kis.config.ladder import ModelShape
 from megatron_kis.config.run import OptimizerConfig
 from megatron_kis.config.vocabulary import padded_vocabulary
-from megatron_kis.data import ExposurePlan, InfusedDataset, InfusedFacts, TokenBudget
+from megatron_kis.data import BackgroundFacts, ExposurePlan, InfusedDataset, InfusedFacts, TokenBudget
 from megatron_kis.data.dataset import MegatronText
 from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.data.ledger import Ledger
 from megatron_kis.data_tools.tokenizers.base import Tokenizer
 from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
+from megatron_kis.distributed.collectives import sum_over_data
 from megatron_kis.distributed.device import open_device
 from megatron_kis.distributed.groups import close_groups, open_groups
 from megatron_kis.distributed.megatron_imports import quiet_megatron
@@ -44,6 +47,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=8, help="sequences per step")
     parser.add_argument("--length", type=int, default=128, help="tokens per sequence")
     parser.add_argument("--frequency", type=int, default=5, help="exposures of each infused fact")
+    parser.add_argument("--background", type=int, default=3, help="exposures of each background fact")
     options = parser.parse_args()
     sequences = options.steps * options.batch
 
@@ -58,35 +62,44 @@ def main() -> int:
     store = ExposureStore(options.data / "exposures")
     plan = ExposurePlan(
         InfusedFacts(store.lengths("infused"), frequency=options.frequency),
+        BackgroundFacts(store.lengths("background"), frequency=options.background, policy="protected"),
         budget=TokenBudget(sequences * options.length, options.length),
     )
     text = MegatronText(base, sequence_length=options.length, sequences=sequences)
     dataset = InfusedDataset(plan, text, store)
     print(f"{sequences} sequences, infusion ratio {plan.infusion_ratio:.4f}")
 
-    # 3. Any PyTorch loader, any Megatron model, any optimizer.
+    # 3. Of each step this rank's part, in order: every sequence is read once. Any Megatron model, any optimizer.
+    ranks, share = layout.data_size, options.batch // layout.data_size
+    if share * ranks != options.batch:
+        parser.error(f"--batch {options.batch} is no multiple of {ranks} ranks")
+    firsts = range(layout.data_rank * share, sequences, options.batch)
+    parts = [list(range(first, first + share)) for first in firsts]
     shape = ModelShape(layers=2, width=64, heads=4, query_groups=4, ffn_width=176, tied_embeddings=True)
     vocabulary = padded_vocabulary(tokenizer.vocab_size)
     model = build_model(ModelSpec(shape, vocabulary, options.length, layout, device))
     optimizer = torch.optim.AdamW(model.parameters(), lr=OptimizerConfig().learning_rate)
     ledger = Ledger(store)
-    loader = torch.utils.data.DataLoader(dataset, batch_size=options.batch, shuffle=False)
-    for step, batch in enumerate(loader):
+    loader = torch.utils.data.DataLoader(dataset, batch_sampler=parts)
+    for step, (numbers, batch) in enumerate(zip(parts, loader, strict=True)):
         sample = {name: values.to(device.torch_device) for name, values in batch.items()}
         losses = model(sample["tokens"], sample["position_ids"], None, labels=sample["labels"])
         loss = (losses * sample["loss_mask"]).sum() / sample["loss_mask"].sum()
         optimizer.zero_grad()
         loss.backward()
+        for parameter in model.parameters():
+            assert parameter.grad is not None
+            sum_over_data(parameter.grad).div_(ranks)
         optimizer.step()
-        for number, tokens in enumerate(batch["tokens"].numpy()):
-            ledger.observe(tokens, plan[step * options.batch + number])
+        ledger.observe_many(list(batch["tokens"].numpy()), [plan[number] for number in numbers])
         if step % 10 == 0 or step + 1 == options.steps:
             print(f"step {step + 1}: loss {loss.item():.3f}")
-    close_groups()
 
-    # 4. What was promised is what was fed.
-    received = ledger.received["infused"]
-    print(f"{len(received)} facts received {received.min()} to {received.max()} whole exposures")
+    # 4. What was promised is what all ranks were fed together.
+    ledger.load_tensor(sum_over_data(ledger.as_tensor().to(device.torch_device)))
+    close_groups()
+    for group, received in ledger.received.items():
+        print(f"{len(received)} {group} facts received {received.min()} to {received.max()} whole exposures")
     return 0 if not ledger.differences(plan) else 1
 
 

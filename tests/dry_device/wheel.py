@@ -1,5 +1,5 @@
-"""Where Transformer Engine's Python code is. Not next to what else is installed: without its kernels, Megatron-Core
-cannot be imported where it can."""
+"""Where the Python code of Transformer Engine and of Megatron-LM is. Not next to what else is installed: where
+Transformer Engine can be imported without its kernels, Megatron-Core cannot."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ FOLDER = Path(sys.prefix) / "dry-device"
 _WANTED = Path(__file__).parents[2] / ".ci" / "dry-device.txt"
 
 
-def missing() -> str | None:
-    """Why it cannot be loaded; None if it can."""
-    wanted = re.search(r"^transformer-engine==(\S+)", _WANTED.read_text(), re.MULTILINE)[1]
-    found = [one.version for one in importlib.metadata.distributions(name="transformer-engine", path=[str(FOLDER)])]
-    return None if found == [wanted] else f"{FOLDER} has no Transformer Engine {wanted}: run `make lint` once"
+def missing(package: str = "transformer-engine") -> str | None:
+    """Why a package cannot be loaded; None if it can."""
+    wanted = re.search(rf"^{package}==(\S+)", _WANTED.read_text(), re.MULTILINE)[1]
+    found = [one.version for one in importlib.metadata.distributions(name=package, path=[str(FOLDER)])]
+    return None if found == [wanted] else f"{FOLDER} has no {package} {wanted}: run `make lint` once"

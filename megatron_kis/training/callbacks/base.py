@@ -146,9 +146,13 @@ class ScheduledCallback(LoggingCallback):
         if not state.resumed or self.lost:
             self.after_step(state)
 
+    def is_due_at(self, step: int) -> bool:
+        """Returns whether a step is one of the moments."""
+        return step in self._at
+
     def after_step(self, state: RunState) -> None:
         """Calls ``on_schedule`` if this step is one of the moments."""
-        if state.step in self._at:
+        if self.is_due_at(state.step):
             self.on_schedule(state)
 
     def on_schedule(self, state: RunState) -> None:

@@ -14,7 +14,7 @@ from megatron_kis.probes.questions import QuestionSet
 from megatron_kis.training.callbacks.base import RunState, ScheduledCallback
 
 if TYPE_CHECKING:
-    from megatron_kis.engine.engine import Engine
+    from megatron_kis.engine.forward_pass import ForwardPass
 
 
 class ProbeCallback(ScheduledCallback):
@@ -25,7 +25,7 @@ class ProbeCallback(ScheduledCallback):
     def __init__(
         self,
         config: ProbeConfig,
-        engine: Engine,
+        engine: ForwardPass,
         questions: QuestionSet,
         log: JsonLines | None,
         *,

@@ -15,6 +15,7 @@ from megatron.core.datasets.gpt_dataset import _get_ltor_masks_and_position_ids
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.data import ExposurePlan, InfusedDataset
+from megatron_kis.data.dataset import MegatronText
 from megatron_kis.data.exposure_plan import PlacedExposure, SequenceLayout
 from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.data.general_text import GeneralText
@@ -418,3 +419,21 @@ def test_unequal_frequencies_are_counted_by_fact(store: ExposureStore, text: Gen
 def test_an_infusion_too_large_for_the_data_names_the_largest(store: ExposureStore, text: GeneralText) -> None:
     with pytest.raises(InputError, match=r"16 infused facts x 5000 exposures .* the largest that fits is about \d+"):
         dataset_of(store, text, 5000)
+
+
+def test_none_pads_a_batch_with_a_sequence_that_has_no_loss(store: ExposureStore, text: GeneralText) -> None:
+    dataset = dataset_of(store, text, 6)
+    first = dataset[0]
+    assert first["loss_mask"].any()
+    for padding in (dataset[None], dataset.__getitems__([3, None])[1]):
+        assert torch.equal(padding["tokens"], first["tokens"])
+        assert not padding["loss_mask"].any()
+    assert torch.equal(dataset.__getitems__([3, None])[0]["loss_mask"], dataset[3]["loss_mask"])
+
+
+def test_a_rank_that_needs_no_data_has_text_that_cannot_be_read(store: ExposureStore, text: GeneralText) -> None:
+    none = MegatronText(None, sequence_length=LENGTH, sequences=SEQUENCES)
+    dataset = InfusedDataset(dataset_of(store, text, 6).plan, none, store)
+    assert len(dataset) == SEQUENCES
+    with pytest.raises(InputError, match="no dataset on this rank"):
+        dataset[0]

@@ -1,0 +1,46 @@
+"""Megatron-LM's ``pretrain()`` of a GPT under an exposure plan; with all of Megatron-LM's arguments.
+
+    torchrun --nproc-per-node=8 -m megatron_kis.run_scripts.pretrain_kis --kis-run RUN.yaml --bf16 ...
+
+``docs/how-to/megatron-lm.md`` describes the arguments, what is written, and the few lines for a script of your own.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from megatron_kis.common.errors import KisError
+
+
+def main() -> int:
+    """Trains, and returns the exit status."""
+    try:
+        _pretrain()
+    except KisError as error:
+        print(f"kis: error: {error}", file=sys.stderr)
+        return error.exit_status
+    return 0
+
+
+def _pretrain() -> None:
+    from megatron_kis.megatron_lm.gpt import command_line, forward_step, gpt_datasets, use_compiled_helpers
+
+    sys.argv[1:] = command_line(sys.argv[1:])
+
+    from megatron.core.enums import ModelType
+    from megatron.training import pretrain
+    from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
+    from megatron.training.arguments import parse_and_validate_args
+
+    from megatron_kis.megatron_lm import add_arguments, infused
+    from megatron_kis.megatron_lm.provider import check
+
+    use_compiled_helpers()
+    args = parse_and_validate_args(extra_args_provider=add_arguments)
+    check(args)
+    config = pretrain_cfg_container_from_args(args, gpt_config_from_args(args))
+    pretrain(config, infused(gpt_datasets), ModelType.encoder_or_decoder, forward_step)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""Arguments with which exposures would be lost, or that are not the run: each is refused in one line that names it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from megatron_kis.common.errors import InputError
+from megatron_kis.config.run import RunConfig
+from megatron_kis.megatron_lm import add_arguments
+from megatron_kis.megatron_lm.arguments import run_of
+from megatron_kis.megatron_lm.gpt import command_line
+from megatron_kis.megatron_lm.provider import check
+from tests.megatron_kis.megatron_lm.on_cpu import FLAGS
+
+ALONE = (
+    "--num-layers 2 --hidden-size 16 --num-attention-heads 2 --seq-length 64 --global-batch-size 8 --train-iters 20"
+    " --lr 1e-3 --vocab-size 400 --kis-output out --kis-exposures {data}/exposures --data-path {data}/corpus"
+)
+
+
+@pytest.fixture
+def run_file(tiny_run: Callable[..., RunConfig], tmp_path: Path) -> Path:
+    config = tiny_run(training={"precision": "fp32"})
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
+    return path
+
+
+def parsed(*words: object) -> argparse.Namespace:
+    """Megatron-LM's arguments, as they are after the parts of its checks that matter here."""
+    arguments = pytest.importorskip(
+        "megatron.training.arguments", reason="megatron.training is in megatron-core from 0.19 on (Python 3.12)"
+    )
+    parser = add_arguments(arguments.add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False)))
+    args = parser.parse_args([*command_line([str(word) for word in words]), *FLAGS])
+    args.padded_vocab_size = -(-(args.vocab_size or 1) // 128) * 128
+    args.num_query_groups = args.num_query_groups or args.num_attention_heads
+    args.ffn_hidden_size = args.ffn_hidden_size or 4 * args.hidden_size
+    args.lr_warmup_iters, args.lr_warmup_samples = args.lr_warmup_iters or 0, args.lr_warmup_samples or 0
+    return args
+
+
+def refused(*words: object) -> str:
+    with pytest.raises(InputError) as caught:
+        check(parsed(*words))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_the_arguments_of_a_run_are_the_run(run_file: Path) -> None:
+    args = parsed("--kis-run", run_file)
+    assert check(args).infusion.frequency == 8
+    assert (args.num_layers, args.seq_length, args.train_iters, args.vocab_size) == (2, 64, 20, 400)
+    assert (args.eval_interval, args.seed) == (10, 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--dataloader-type cyclic", "--dataloader-type cyclic: shuffles and drops sequences"),
+        ("--dataloader-type external", "--dataloader-type external: may reorder sequences"),
+        (
+            "--seq-length 32",
+            "--seq-length: is 32, and training.sequence_length of the run asks for 64; use --seq-length",
+        ),
+        ("--global-batch-size 16", "--global-batch-size: is 16, and training.global_batch_size of the run asks for 8"),
+        ("--train-iters 25", "--train-iters: trains on 200 sequences, the plan has 160"),
+        ("--num-layers 4", "--num-layers: is 4, and model.layers of the run asks for 2"),
+        ("--lr 1e-4", "--lr: is 0.0001, and training.optimizer.learning_rate of the run asks for 0.003"),
+        ("--bf16", "--bf16: is True, and training.precision of the run asks for False; leave out --bf16"),
+        ("--fp16", "--fp16: skips steps while it looks for a loss scale"),
+        ("--rampup-batch-size 4 4 80", "--rampup-batch-size: changes the steps"),
+        ("--iterations-to-skip 3", "--iterations-to-skip: skips sequences"),
+        ("--use-megatron-fsdp", "--use-megatron-fsdp: shards weights that the probe reads whole"),
+        (
+            "--vocab-size 100",
+            "--vocab-size: gives the embedding 128 rows, and the exposures were made with a tokenizer",
+        ),
+        ("--data-path x", "--data-path: names general text, and so does data.corpus of"),
+        ("--kis-ratio 0.1", "--kis-ratio: says what"),
+        ("--kis-set infusion.frequency=1000000", "infusion.frequency: 16 infused facts x 1e+06 exposures"),
+        ("--kis-set documents.reset_attention=true", "documents.reset_attention: is not carried over"),
+    ],
+)
+def test_with_a_run(run_file: Path, words: str, said: str) -> None:
+    assert said in refused("--kis-run", run_file, *words.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("", "--kis-frequency: is missing; give it, or --kis-ratio"),
+        ("--kis-frequency 5 --kis-ratio 0.1", "--kis-frequency: excludes --kis-ratio"),
+        ("--kis-frequency 1000000", "--kis-frequency: 16 infused facts x 1e+06 exposures"),
+        ("--kis-ratio 1.5", "--kis-ratio: "),
+        ("--kis-frequency 5 --seq-length 8", "--seq-length: an exposure of "),
+        ("--kis-frequency 5 --kis-tokenizer nowhere", "nowhere"),
+        ("--kis-frequency 5 --kis-set probes.templtes={}", "probes.templtes"),
+        ("--kis-frequency 5 --mock-data", "--mock-data: replaces the training data"),
+        ("--kis-frequency 5 --ffn-hidden-size -1", "--ffn-hidden-size: is -1"),
+    ],
+)
+def test_without_a_run(tiny_data: Path, words: str, said: str) -> None:
+    message = refused(*ALONE.format(data=tiny_data).split(), *words.split())
+    assert said in message
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "--kis-exposures: is missing, and there is no plan without it; give it, or --kis-run RUN.yaml in place"),
+        (["--kis-exposures", "x", "--kis-ratio", "0.1"], "--kis-output: is missing, and there is no plan without it"),
+        (["--kis-run", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
+    ],
+)
+def test_without_a_plan(words: list[str], said: str) -> None:
+    args: Any = add_arguments(argparse.ArgumentParser()).parse_args(words)
+    with pytest.raises(InputError) as caught:
+        run_of(args)
+    assert said in str(caught.value)
