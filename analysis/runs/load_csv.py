@@ -145,7 +145,6 @@ def table_of_lines(lines: Iterable[CsvLine], settings: AnalysisConfig | None = N
         facts = field.optional("facts", least=1, most=row["n"])
         row["facts"] = row["n"] if math.isnan(facts) else int(facts)
         _check_units(row, field)
-        consistency.check(row, field)
         key = tuple(row[name] for name in ("params", "tokens", "frequency", "seed", "group", "split", "scoring"))
         if row["frequency"] > 0:
             key += tuple(-1.0 if math.isnan(row[name]) else row[name] for name in ("infused_facts", "configured_ratio"))
@@ -153,6 +152,7 @@ def table_of_lines(lines: Iterable[CsvLine], settings: AnalysisConfig | None = N
             remedy = "one row per run, group, split and scoring (n and correct of all its questions), or another seed"
             raise field.error("seed", f"the same run as line {seen[key]}", remedy)
         seen[key] = field.line
+        consistency.check(row, field)
         rows.append(row)
         fields_of.append(field)
     _check_facts(rows, fields_of)
