@@ -13,8 +13,8 @@ import pytest
 from megatron_kis.analysis.runs.load_csv import load_curves_csv
 from megatron_kis.cli import law
 from megatron_kis.common.errors import InputError
+from tests.evaluations import DATE, evaluate, sample
 
-DATE = "2026-01-02T03-04-05.678901"
 RUNS = "results,params,tokens,frequency,seed\n"
 
 
@@ -24,41 +24,6 @@ def kis(*arguments: Any) -> int:
     options = parser.parse_args(["law", "import", "lm-eval", *map(str, arguments)])
     status: int = options.handler(options)
     return status
-
-
-def sample(right: float, *, options: int = 4, **document: Any) -> dict[str, Any]:
-    resps = [[["-1.5", "False"]]] * options
-    return {"doc_id": 0, "doc": document, "resps": resps, "filter": "none", "metrics": ["acc"], "acc": right}
-
-
-def evaluate(
-    folder: Path,
-    tasks: dict[str, list[float]],
-    *,
-    model: str = "m",
-    date: str = DATE,
-    samples: bool = True,
-    **more: Any,
-) -> Path:
-    """Writes an evaluation in the form of the harness: for each task what was right."""
-    place = folder / model
-    place.mkdir(parents=True, exist_ok=True)
-    content = {
-        "results": {
-            name: {"alias": name, "acc,none": sum(of) / len(of), "acc_stderr,none": 0.1} for name, of in tasks.items()
-        },
-        "group_subtasks": {name: [] for name in tasks},
-        "configs": {name: {"output_type": "multiple_choice", "metric_list": [{"metric": "acc"}]} for name in tasks},
-        "n-samples": {name: {"original": len(of), "effective": len(of)} for name, of in tasks.items()},
-        "model_name": model,
-        **more,
-    }
-    results = place / f"results_{date}.json"
-    results.write_text(json.dumps(content))
-    for name, of in tasks.items() if samples else ():
-        lines = [json.dumps(sample(right, fact=f"f{number // 2}")) for number, right in enumerate(of)]
-        (place / f"samples_{name}_{date}.jsonl").write_text("\n".join(lines) + "\n")
-    return results
 
 
 def table(folder: Path, *rows: str) -> Path:
