@@ -19,12 +19,14 @@ import yaml
 from megatron_kis.analysis import AnalysisConfig, find_transitions
 from megatron_kis.analysis.design.outline import outline_of, sketch
 from megatron_kis.analysis.design_check import design_check
-from megatron_kis.analysis.runs.load_csv import write_points_csv
+from megatron_kis.analysis.runs.load_csv import load_curves_csv, write_points_csv
 from megatron_kis.analysis.simulate import Truth, simulate_table
 from megatron_kis.common.configuration import load_config, parse_config
+from megatron_kis.common.errors import InputError
 from megatron_kis.config.run import RunConfig
 from megatron_kis.config.study import StudyConfig
 from megatron_kis.data_tools.rendering.templates import load_templates
+from tests.evaluations import evaluate
 from tests.pages import PAGES, ROOT, blocks, run
 from tests.sources import Sources, write_sources
 
@@ -196,6 +198,41 @@ def test_the_steps_one_at_a_time(folder: Path, finished: Path, tiny_run: MakeRun
             ran += 1
     assert ran == 25
     assert (folder / "studies" / "small" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_your_own_logs(folder: Path) -> None:
+    page = HOW_TO / "your-own-logs.md"
+    for block in blocks(page):
+        if block.title:
+            (folder / block.title).write_text(block.text, encoding="utf-8")
+    for frequency, right in ((0, 30), (400, 20)):
+        tasks = {"my_facts": [0] * right + [1] * 10, "triviaqa_subset": [1] * right + [0] * 10, "capitals": [1, 0]}
+        evaluate(folder / "evals" / f"160m-F{frequency}", tasks)
+    said = "".join(execute(line, folder) for line in lines(page))
+    text = page.read_text(encoding="utf-8")
+    for told, found in (
+        ("F = 117", "at F = 117.1;"),
+        ("F = 375", "at F = 375.5;"),
+        ("F = 591", "F = 591\n"),
+        ("354 to 950", "354 to 950\n"),
+    ):
+        assert told in text and found in said
+    assert said.count("written: 4 rows of 2 runs in curves.csv") == 2
+    assert (folder / "report.html").is_file()
+    messages = next(block.text for block in blocks(page) if block.language == "text").splitlines()
+    head, *rows = (folder / "my_curves.csv").read_text(encoding="utf-8").splitlines()
+    wrong = (
+        [head.replace("params", "N").replace("frequency", "F"), *rows],
+        [head.replace("correct", "accuracy"), *rows],
+        [head, *rows[:5], rows[5].replace("230", "0.61"), *rows[6:]],
+        [head, *rows[:7], rows[7].replace("40M", "160"), *rows[8:]],
+    )
+    for content, message in zip(wrong, messages, strict=True):
+        (folder / "my_curves.csv").write_text("\n".join(content), encoding="utf-8")
+        with pytest.raises(InputError) as refused:
+            load_curves_csv(Path("my_curves.csv"))
+        assert f"kis: error: {refused.value}" == message
 
 
 def _demo(folder: Path) -> Sources:

@@ -17,17 +17,16 @@ from __future__ import annotations
 
 import csv
 import math
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from megatron_kis.analysis.runs.csv_table import CsvLine, header_of, read_table
 from megatron_kis.analysis.runs.curves import CURVE_COLUMNS, OPTIONAL_COLUMNS, canonical, with_known
-from megatron_kis.analysis.runs.groups import CURVE_GROUPS, is_group
-from megatron_kis.analysis.runs.slices import AXES, FACTS, FREQUENCY, USUAL, Slice, slice_of_record
+from megatron_kis.analysis.runs.slices import FACTS, USUAL
 from megatron_kis.analysis.runs.transitions import (
     COLLAPSED,
     INFORMATIVE,
@@ -38,20 +37,14 @@ from megatron_kis.analysis.runs.transitions import (
     Transition,
     order_of,
 )
-from megatron_kis.common.errors import InputError, nearest
-from megatron_kis.common.files import atomic_write, read_text
+from megatron_kis.common.files import atomic_write
 from megatron_kis.common.terms import SPLITS
-from megatron_kis.common.units import parse_count
 from megatron_kis.config.analysis import AnalysisConfig
 
-_CURVES_NEEDED = ("params", "tokens", "frequency", "seed", "n", "correct")
+CURVES_NEEDED = ("params", "tokens", "frequency", "seed", "n", "correct")
 _POINTS_NEEDED = ("params", "tokens", "kind", "value", "low", "high", "status")
-_FEWEST_PARAMS = 1000
-"""Smallest plausible N; a smaller number is probably in millions or billions."""
-
-_MOST = 1e18
-"""Largest plausible N and D; a larger number is probably one of FLOPs."""
-_COUNTED = {"params": "parameters", "tokens": "training tokens"}
+_POINTS_INSTEAD = {"kind": "transitions (points.csv) are no curves: give them to --points, or to kis law report"}
+_CURVES_INSTEAD = {"correct": "curves (curves.csv) are no transitions: kis law collapse --curves finds these in them"}
 
 _EXTRA = {
     "infusion_ratio": (0, 1),
@@ -68,9 +61,6 @@ _EXTRA = {
     "infused_bits": (0, math.inf),
 }
 """Smallest and largest value of the optional columns."""
-
-_COUNTS = ("params", "tokens", "nonembedding_params")
-"""Columns of counts, which may have a unit (7b, 1.2M)."""
 
 _DEFAULT_GROUP = {"onset": "infused", "collapse": "infused", "tolerance": "general"}
 
@@ -118,23 +108,29 @@ def load_curves_csv(path: Path | str, settings: AnalysisConfig | None = None) ->
     Raises:
         InputError: a value is wrong, or missing; the message names file, line and column.
     """
+    known = [*CURVE_COLUMNS, *OPTIONAL_COLUMNS]
+    return table_of_lines(read_table(Path(path), CURVES_NEEDED, known, others=_POINTS_INSTEAD), settings)
+
+
+def table_of_lines(lines: Iterable[CsvLine], settings: AnalysisConfig | None = None) -> pd.DataFrame:
+    """Returns the curve table of lines with the columns of ``curves.csv``, as `load_curves_csv` does of a file's."""
     rows: list[dict[str, Any]] = []
-    fields_of: list[_Field] = []
+    fields_of: list[CsvLine] = []
     seen: dict[tuple[Any, ...], int] = {}
     consistency = _Consistency()
-    for line, cells in _records(Path(path), _CURVES_NEEDED, [*CURVE_COLUMNS, *OPTIONAL_COLUMNS]):
-        field = _Field(Path(path), line, cells)
+    for field in lines:
+        n, correct = field.asked()
         row: dict[str, Any] = {
             "params": field.params(),
             "tokens": field.tokens(),
             "frequency": field.number("frequency", least=0),
             "seed": int(field.number("seed", least=0, whole=True)),
-            "n": int(field.number("n", least=1, whole=True)),
-            "correct": field.number("correct", least=0, whole=True),
+            "n": n,
+            "correct": float(correct),
             "chance": field.optional("chance", least=0, most=1),
             "group": field.group("infused"),
             "split": field.one_of("split", SPLITS, "held_out"),
-            "scoring": cells.get("scoring") or "statement",
+            "scoring": field.cells.get("scoring") or "statement",
             "nonembedding_params": field.optional("nonembedding_params", least=0),
             "validation_loss": field.optional("validation_loss", least=0),
             "infusion_ratio": field.optional("infusion_ratio", least=0, most=1),
@@ -148,18 +144,15 @@ def load_curves_csv(path: Path | str, settings: AnalysisConfig | None = None) ->
         }
         facts = field.optional("facts", least=1, most=row["n"])
         row["facts"] = row["n"] if math.isnan(facts) else int(facts)
-        if row["correct"] > row["n"]:
-            raise field.error(
-                "correct", f"{row['correct']:g} of {row['n']} questions", "a count of at most n, not a rate"
-            )
         _check_units(row, field)
-        consistency.check(row, line, field)
         key = tuple(row[name] for name in ("params", "tokens", "frequency", "seed", "group", "split", "scoring"))
         if row["frequency"] > 0:
             key += tuple(-1.0 if math.isnan(row[name]) else row[name] for name in ("infused_facts", "configured_ratio"))
         if key in seen:
-            raise field.error("seed", f"the same run as line {seen[key]}", "one row per run, or another seed")
-        seen[key] = line
+            remedy = "one row per run, group, split and scoring (n and correct of all its questions), or another seed"
+            raise field.error("seed", f"the same run as line {seen[key]}", remedy)
+        seen[key] = field.line
+        consistency.check(row, field)
         rows.append(row)
         fields_of.append(field)
     _check_facts(rows, fields_of)
@@ -168,7 +161,7 @@ def load_curves_csv(path: Path | str, settings: AnalysisConfig | None = None) ->
     return canonical(with_known(pd.DataFrame(rows, columns=[*CURVE_COLUMNS, *OPTIONAL_COLUMNS])))
 
 
-def _check_units(row: dict[str, Any], field: _Field) -> None:
+def _check_units(row: dict[str, Any], field: CsvLine) -> None:
     """Refuses values that can only come from a wrong unit or a wrong column."""
     if row["chance"] >= 1:
         raise field.error("chance", f"is {row['chance']:g}", "the rate of guessing, below 1")
@@ -190,7 +183,7 @@ def _check_units(row: dict[str, Any], field: _Field) -> None:
         raise field.error("tokens", shown, "all tokens of the run, not millions or billions")
 
 
-def _check_facts(rows: list[dict[str, Any]], fields_of: list[_Field]) -> None:
+def _check_facts(rows: list[dict[str, Any]], fields_of: list[CsvLine]) -> None:
     """Refuses runs that differ in the number of infused facts where one does not say it."""
     known = {row["infused_facts"] for row in rows if row["frequency"] > 0 and not math.isnan(row["infused_facts"])}
     if len(known) > 1:
@@ -198,7 +191,7 @@ def _check_facts(rows: list[dict[str, Any]], fields_of: list[_Field]) -> None:
         _refuse_empty(rows, fields_of, "infused_facts", shown, "the number of facts of every run with F above 0")
 
 
-def _check_needed(rows: list[dict[str, Any]], fields_of: list[_Field], settings: AnalysisConfig) -> None:
+def _check_needed(rows: list[dict[str, Any]], fields_of: list[CsvLine], settings: AnalysisConfig) -> None:
     """Refuses a table without the columns and values that the settings need."""
     if settings.axis == FACTS:
         needs = "--axis facts (analysis.axis) needs the number of facts of every run with F above 0"
@@ -217,7 +210,7 @@ def _check_needed(rows: list[dict[str, Any]], fields_of: list[_Field], settings:
             raise field.missing("pairwise", "is empty", "--outcome pairwise (analysis.outcome) needs it in every row")
 
 
-def _refuse_empty(rows: list[dict[str, Any]], fields_of: list[_Field], column: str, problem: str, remedy: str) -> None:
+def _refuse_empty(rows: list[dict[str, Any]], fields_of: list[CsvLine], column: str, problem: str, remedy: str) -> None:
     """Refuses the first row of an infused run without a value in ``column``."""
     for row, field in zip(rows, fields_of, strict=True):
         if row["frequency"] > 0 and math.isnan(row[column]):
@@ -236,12 +229,12 @@ class _Consistency:
     def __init__(self) -> None:
         self._first: dict[tuple[Any, ...], tuple[float, int]] = {}
 
-    def check(self, row: dict[str, Any], line: int, field: _Field) -> None:
+    def check(self, row: dict[str, Any], field: CsvLine) -> None:
         for name, owner in self._SHARED:
             if math.isnan(row[name]):
                 continue
             run = tuple(-1.0 if isinstance(row[key], float) and math.isnan(row[key]) else row[key] for key in owner)
-            before, where = self._first.setdefault((name, *run), (row[name], line))
+            before, where = self._first.setdefault((name, *run), (row[name], field.line))
             if not math.isclose(before, row[name], rel_tol=1e-6):
                 same = ", ".join(key for key in owner if key not in OPTIONAL_COLUMNS or not math.isnan(row[key]))
                 raise field.error(
@@ -251,8 +244,7 @@ class _Consistency:
 
 def is_points_csv(path: Path | str) -> bool:
     """Returns whether a CSV file has transitions (a column ``kind``) and not curves."""
-    header = next(csv.reader(read_text(Path(path)).removeprefix("\ufeff").splitlines()[:1]), [])
-    return "kind" in (name.strip() for name in header)
+    return "kind" in header_of(Path(path))
 
 
 def load_points_csv(path: Path | str) -> list[Transition]:
@@ -263,8 +255,9 @@ def load_points_csv(path: Path | str) -> list[Transition]:
     """
     points = []
     lines: dict[tuple[Any, ...], int] = {}
-    for line, cells in _records(Path(path), _POINTS_NEEDED, [*POINT_COLUMNS, *OPTIONAL_POINT_COLUMNS]):
-        field = _Field(Path(path), line, cells)
+    known = [*POINT_COLUMNS, *OPTIONAL_POINT_COLUMNS]
+    for field in read_table(Path(path), _POINTS_NEEDED, known, others=_CURVES_INSTEAD):
+        cells = field.cells
         kind = field.one_of("kind", KINDS, None)
         status = field.one_of("status", STATUSES, None)
         if status in INFORMATIVE:  # one status per kind of transition
@@ -321,7 +314,7 @@ def load_points_csv(path: Path | str) -> list[Transition]:
             **counts,
         )
         key = (point.kind, point.group, point.split, point.scoring, *point.cell)
-        if lines.setdefault(key, line) != line:
+        if lines.setdefault(key, field.line) != field.line:
             raise field.error("params", f"the same transition as line {lines[key]}", "one row a kind, group, N and D")
         points.append(point)
     return sorted(points, key=order_of)
@@ -371,129 +364,3 @@ def _cell(value: Any) -> str:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _records(path: Path, needed: Sequence[str], known: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yields (line number, column -> stripped text) of a CSV file after checking its header."""
-    reader = csv.reader(read_text(path).removeprefix("\ufeff").splitlines())
-    header = [name.strip() for name in next(reader, [])]
-    if not any(header):
-        remedy = "the first line names the columns: " + ",".join(needed)
-        raise InputError("has no header", where=f"{path}:1", remedy=remedy)
-    for name in needed:
-        if name not in header:
-            remedy = "needed are " + ",".join(needed)
-            if len(header) == 1 and re.search(r"[;\t]", header[0]):
-                remedy = "separate the columns by commas"
-            elif alike := next((other for other in header if other.lower() == name), None):
-                remedy = f"the header has {alike!r}"
-            raise InputError(f"no column {name!r}", where=f"{path}:1", remedy=remedy)
-    for name in header:
-        if name not in known:
-            raise InputError(f"unknown column {name!r}", where=f"{path}:1", remedy=nearest(name, known))
-        if header.count(name) > 1:
-            raise InputError(f"column {name!r} is given twice", where=f"{path}:1")
-    empty = True
-    for cells in reader:
-        if not any(cell.strip() for cell in cells):
-            continue
-        if len(cells) != len(header):
-            raise InputError(
-                f"{len(cells)} cells", where=f"{path}:{reader.line_num}", remedy=f"the header has {len(header)} columns"
-            )
-        empty = False
-        yield reader.line_num, dict(zip(header, (cell.strip() for cell in cells), strict=True))
-    if empty:
-        raise InputError("holds no row", where=str(path), remedy="a header line, and one row per run or point")
-
-
-class _Field:
-    """The cells of one line, read with errors that name file, line and column."""
-
-    def __init__(self, path: Path, line: int, cells: dict[str, str]) -> None:
-        self._header, self._where = f"{path}:1", f"{path}:{line}"
-        self._cells = cells
-
-    def error(self, column: str, problem: str, remedy: str) -> InputError:
-        return InputError(f"column {column!r}: {problem}", where=self._where, remedy=remedy)
-
-    def missing(self, column: str, problem: str, remedy: str) -> InputError:
-        """Returns the error of an empty cell; of the header where it lacks the column."""
-        if column not in self._cells:
-            return InputError(f"no column {column!r}", where=self._header, remedy=remedy)
-        return self.error(column, problem, remedy)
-
-    def params(self) -> int:
-        """Returns N, the number of parameters."""
-        count = self._count("params")
-        if count < _FEWEST_PARAMS:
-            raise self.error("params", f"is {count}", "the number of parameters, not of millions or billions")
-        return count
-
-    def tokens(self) -> int:
-        """Returns D, the number of training tokens."""
-        return self._count("tokens")
-
-    def _count(self, column: str) -> int:
-        count = self.number(column, least=1, whole=True)
-        if count > _MOST:
-            raise self.error(column, f"is {self._cells[column]}", f"the number of {_COUNTED[column]}, not of FLOPs")
-        return int(count)
-
-    def level(self, column: str) -> float:
-        """Returns the level of an interval."""
-        level = self.optional(column, least=0, most=1)
-        if level in (0, 1):
-            raise self.error(column, f"is {level:g}", "a level between 0 and 1, such as 0.95")
-        return LEVEL if math.isnan(level) else level
-
-    def number(
-        self, column: str, *, least: float, most: float = math.inf, whole: bool = False, infinite: bool = False
-    ) -> float:
-        text = self._cells.get(column, "")
-        bound = f"a {'whole ' if whole else ''}number" + ("" if least == -math.inf else f" of at least {least:g}")
-        bound += "" if most == math.inf else f" and at most {most:g}"
-        count = parse_count(text) if column in _COUNTS else None  # 7b, 1.2M
-        try:
-            value = float(text if count is None else count)
-        except ValueError:
-            raise self.error(column, f"{text!r} is no number", bound) from None
-        if math.isnan(value) or (math.isinf(value) and not infinite) or not least <= value <= most:
-            raise self.error(column, f"{text} is out of range", bound)
-        if whole and not value.is_integer():
-            raise self.error(column, f"{text} is not whole", bound)
-        return value
-
-    def optional(
-        self, column: str, *, least: float, most: float = math.inf, whole: bool = False, infinite: bool = False
-    ) -> float:
-        """Returns the number, or NaN if the column is absent or the cell is empty."""
-        if self._cells.get(column, "").lower() in ("", "nan", "none", "na"):
-            return math.nan
-        return self.number(column, least=least, most=most, whole=whole, infinite=infinite)
-
-    def group(self, default: str) -> str:
-        """Returns the group of a curve or a point."""
-        text = self._cells.get("group", "") or default
-        if not is_group(text):
-            raise self.error("group", f"is {text!r}", f"{nearest(text, CURVE_GROUPS)}, or background@<exposures>")
-        return text
-
-    def slice(self) -> Slice:
-        """Returns the axis of a point and what was held."""
-        axis = self.one_of("axis", AXES, FREQUENCY)
-        held_by, held = self._cells.get("held_by") or None, self.optional("held", least=0)
-        record = {"axis": axis, "held_by": held_by, "held": None if math.isnan(held) else held}
-        if (held_by is None) != math.isnan(held):
-            raise self.error("held_by", "held_by and held: one without the other", "both, or neither")
-        try:
-            return slice_of_record(record, where=self._where)
-        except InputError as error:
-            column = error.problem.partition(" ")[0]  # what is wrong comes first
-            raise self.error(column, error.problem, error.remedy or "") from None
-
-    def one_of(self, column: str, choices: Sequence[str], default: str | None) -> str:
-        text = self._cells.get(column, "") or default or ""
-        if text not in choices:
-            raise self.error(column, f"is {text!r}", nearest(text, choices))
-        return text

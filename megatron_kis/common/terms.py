@@ -28,5 +28,11 @@ QUESTION: Final = "question"
 SCORING_RULES: tuple[str, ...] = ("statement", "sum", "mean_token", "mean_char", "mean_byte", "pmi")
 """The scoring rules by which a probe compares options, in the order of their columns."""
 
+LM_EVAL_RULES: dict[str, dict[str, str]] = {
+    "statement": {"acc": "statement"},
+    "answer": {"acc": "sum", "acc_norm": "mean_char"},
+}
+"""The kinds of tasks of ``kis export lm-eval``, with the scoring rule that each metric of theirs is."""
+
 SPLITS: tuple[Split, ...] = (TRAIN, HELD_OUT, QUESTION)
 """The template splits, in the order in which questions are written."""

@@ -26,13 +26,12 @@ from typing import Any
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import write_json, write_json_lines
-from megatron_kis.common.terms import SPLITS
+from megatron_kis.common.terms import LM_EVAL_RULES, SPLITS
 from megatron_kis.data_tools.tokenizers.base import Tokenizer
 from megatron_kis.probes.questions import Option, Question, QuestionSet, check_lengths
 from megatron_kis.training.artifacts import open_run
 
 TASKS_SCHEMA = "kis.lm-eval/1"
-_METRICS = {"statement": ("acc",), "answer": ("acc", "acc_norm")}
 
 
 def export_lm_eval(
@@ -100,7 +99,9 @@ def _task(name: str, documents: Path) -> dict[str, Any]:
         "doc_to_choice": "choices",
         "doc_to_target": "answer",
         "target_delimiter": "",
-        "metric_list": [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in _METRICS[kind]],
+        "metric_list": [
+            {"metric": name, "aggregation": "mean", "higher_is_better": True} for name in LM_EVAL_RULES[kind]
+        ],
         "metadata": {"version": 1.0},
     }
 

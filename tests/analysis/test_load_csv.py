@@ -46,7 +46,10 @@ def test_curves_of_another_trainer_need_only_the_six_columns(tmp_path):
         (CURVES + "1000,50,1,0,4\n", r"c.csv:2: 5 cells"),
         (CURVES + "1000,50,1,0,4,2\n1000,50,1,0,4,3\n", r"c.csv:3: column 'seed': the same run as line 2"),
         (CURVES.replace("\n", ",group\n") + "1000,50,1,0,4,2,infussed\n", r"c.csv:2: column 'group'.*'infused'"),
-        (CURVES + "1000,50,1,0,4,0.5\n", r"c.csv:2: column 'correct': 0.5 is not whole"),
+        (
+            CURVES + "1000,50,1,0,4,0.5\n",
+            r"c.csv:2: column 'correct': 0.5 is not whole; counts, not rates: correct = round\(",
+        ),
         (CURVES + "7,50,1,0,4,2\n", r"c.csv:2: column 'params': is 7; the number of parameters, not of millions"),
         (CURVES + "7000,50,8,0,40,20\n", r"c.csv:2: column 'tokens': 50 do not hold 8 exposures of 40 facts"),
         (CURVES.replace("\n", ",chance\n") + "1000,50,1,0,4,2,1\n", r"c.csv:2: column 'chance': is 1"),
@@ -63,15 +66,60 @@ def test_curves_of_another_trainer_need_only_the_six_columns(tmp_path):
             + "1000,50,1,0,4,2,infused,3\n\n1000,50,1,0,4,2,background,4\n",
             r"c.csv:4: column 'validation_loss': 4, and 3 in line 2; one value for the same params, tokens",
         ),
-        (CURVES.replace(",", ";") + "1;1\n", r"c.csv:1: no column 'params'; separate the columns by commas"),
-        (CURVES.upper() + "1\n", r"c.csv:1: no column 'params'; the header has 'PARAMS'"),
+        (CURVES.replace(",", ";") + "1;1\n", r"c.csv:1: the columns are separated by semicolons; separate"),
+        (CURVES.replace(",", "\t") + "1\t1\n", r"c.csv:1: the columns are separated by tabs; separate them by commas"),
+        (CURVES.upper() + "1\n", r"c.csv:1: no columns 'params', .* rename 'PARAMS' to 'params', .*'N' to 'n'"),
         (CURVES, r"holds no row"),
-        ("", r"c.csv:1: has no header"),
+        ("", r"c.csv:1: is empty; the first line is the header: params,tokens,frequency,seed,n,correct"),
+        ("1000,50,1,0,4,2\n", r"c.csv:1: has numbers in place of a header; the first line is the header: params,tok"),
+        ("," + CURVES + "0,1000,50,1,0,4,2\n", r"c.csv:1: column 1 has no name; leave it out \(pandas: .*index=False"),
+        (CURVES + "1000,50,1,0,0,0\n", r"c.csv:2: column 'n': is 0; the number of questions; leave out a row"),
+        (CURVES + "1000,50,1,0,,2\n", r"c.csv:2: column 'n': is empty; a whole number"),
+        (CURVES + "1000,50,1,0,4,50%\n", r"c.csv:2: column 'correct': 50% is a percentage; counts, not rates"),
+        (CURVES + "1000,50,1,0,4,-1\n", r"c.csv:2: column 'correct': -1 is out of range"),
+        (CURVES + '1000,50,1,0,"4,2\n1000,50,2,0,4,2\n', r"c.csv:2: no CSV \(.*\); close every quote"),
+        (POINTS + "1000,50,onset,5,4,6,observed\n", r"c.csv:1: has a column 'kind'; transitions .* --points"),
     ],
 )
 def test_wrong_curves_are_named_by_file_line_and_column(tmp_path, text, said):
     with pytest.raises(InputError, match=said):
         load_curves_csv(write(tmp_path / "c.csv", text))
+
+
+HEADERS = {
+    "N,D,F,seed,n,correct": "'params', 'tokens', 'frequency'; rename 'N' to 'params', 'D' to 'tokens', 'F' to 'freq",
+    "num_params,tokens,exposures,seed,n,correct": "rename 'num_params' to 'params', 'exposures' to 'frequency'",
+    "params,tokens,frequency,seed,n,accuracy": r"'correct'; counts, not rates: correct = round\(accuracy \* n\)",
+    "N,D,F,seed,n_questions,acc": r"'N' to 'params', .*'n_questions' to 'n'; counts, not rates: .*\(acc \* n\)",
+    "params,tokens,frequency,seed,N,correct": "rename 'N' to 'n'",
+    "parms,tokns,frequency,seed,n,corect": "rename 'parms' to 'params', 'tokns' to 'tokens', 'corect' to 'correct'",
+    "params,tokens,frequency,seed,n,correct,accuracy": "unknown column 'accuracy'; leave it out: a rate follows",
+    "params,tokens,frequency,seed,n,correct,val_loss": "unknown column 'val_loss'; did you mean 'validation_loss'",
+    "params,tokens,frequency,seed,n,correct,K": "unknown column 'K'; did you mean 'infused_facts'",
+    "params,tokens,frequency,seed,n,correct,host": "unknown column 'host'; leave it out; valid: chance,",
+    "run,model,x,y,z,w": "no columns 'params', .*; needed are params,tokens,frequency,seed,n,correct$",
+}
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_the_column_that_a_wrong_header_means_is_named(tmp_path, header):
+    with pytest.raises(InputError, match=rf"c.csv:1: .*{HEADERS[header]}"):
+        load_curves_csv(write(tmp_path / "c.csv", header + "\n1000,50,1,0,4,2" + ",1" * (header.count(",") - 5) + "\n"))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_byte_order_mark_and_any_kind_of_line_end_are_read(tmp_path, end):
+    path = tmp_path / "c.csv"
+    path.write_bytes(("\ufeff" + CURVES + "1000,50,1,0,4,2\n1000,50,2,0,4,9\n").replace("\n", end).encode())
+    with pytest.raises(InputError, match=r"c.csv:3: column 'correct': 9 of 4"):
+        load_curves_csv(path)
+    path.write_bytes(path.read_bytes().replace(b"9", b"3"))
+    assert load_curves_csv(path)["correct"].tolist() == [2, 3]
+
+
+def test_curves_given_as_points_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"p.csv:1: has a column 'correct'; curves .* kis law collapse --curves"):
+        load_points_csv(write(tmp_path / "p.csv", CURVES + "1000,50,1,0,4,2\n"))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from megatron_kis.cli.law import collapse, decide, fit, predict, report, sensitivity, survival, validate
+from megatron_kis.cli.law import collapse, decide, fit, import_, predict, report, sensitivity, survival, validate
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -14,5 +14,5 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Finds the law and its predictions from run logs (or curves.csv, points.csv of another trainer).",
     )
     steps = law.add_subparsers(dest="step", metavar="STEP", required=True)
-    for module in (collapse, fit, predict, decide, sensitivity, validate, report, survival):
+    for module in (collapse, fit, predict, decide, sensitivity, validate, report, survival, import_):
         module.add_parser(steps)
