@@ -7,7 +7,6 @@ tokenizer.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ def write_start(
 
     Args:
         folder: an existing folder.
-        tensors: whole tensors, under the names of a checkpoint (``megatron_kis.convert.llama.STORED``).
+        tensors: whole tensors, under the names of a checkpoint (``megatron_kis.convert.llama.stored_names``).
         shape: shape of the model.
         vocabulary: number of rows of the embedding.
         record: further content of ``start.json``.
@@ -51,7 +50,7 @@ def write_start(
     files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in _files(weights)}
     write_json(
         folder / START_NAME,
-        {"schema": START_SCHEMA, "model": asdict(shape), "vocabulary": vocabulary, **record, "files": files},
+        {"schema": START_SCHEMA, "model": shape.as_dict(), "vocabulary": vocabulary, **record, "files": files},
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,9 @@ def open_start(folder: Path, shape: ModelShape, *, vocabulary: int, longest: int
     """
     path = folder / START_NAME
     content = read_json(path, START_SCHEMA, keys=("model", "vocabulary", "files"))
+    defaults = {field.name: field.default for field in fields(shape)}
     for name, value in asdict(shape).items():
-        theirs = content["model"].get(name)
+        theirs = content["model"].get(name, defaults[name])
         if theirs != value:
             raise InputError(
                 f"is {value}, that of the start {theirs}",

@@ -15,7 +15,7 @@ import torch
 from megatron_kis.checkpoint import shards
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import fingerprint, sha256_file, write_json
-from megatron_kis.convert.llama import STORED, STORED_OUTPUT, llama_config, to_llama
+from megatron_kis.convert.llama import EMBEDDING, llama_config, stored_names, to_llama
 from megatron_kis.convert.tokenizer_json import write_tokenizer
 from megatron_kis.evaluate.restore import open_checkpoint
 from megatron_kis.training.artifacts import open_run
@@ -52,9 +52,8 @@ def export_huggingface(run: Path, output: Path, *, step: int | None = None, toke
     questions = past.questions(config.probes.templates)
     checkpoint = open_checkpoint(run, step)
     past.check_checkpoint(checkpoint)
-    names = [*STORED, *([] if shape.tied_embeddings else [STORED_OUTPUT])]
-    stored = shards.read_tensors(checkpoint.folder, names)
-    embedding = stored[STORED[0]]
+    stored = shards.read_tensors(checkpoint.folder, stored_names(shape))
+    embedding = stored[EMBEDDING]
     eod_id = past.tokenizer.eod_id
     bos_id = questions.first_tokens[0]
     partial = output.with_name(f".{output.name}.partial")

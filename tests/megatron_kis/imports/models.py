@@ -1,4 +1,4 @@
-"""A small Llama as Hugging Face saves it."""
+"""Small models as Hugging Face saves them."""
 
 from __future__ import annotations
 
@@ -15,25 +15,29 @@ transformers = pytest.importorskip("transformers")
 ROWS = 512  # 400 pieces, padded
 
 
-def make_model(folder: Path, tiny_data: Path, *, vocabulary: int = ROWS, dtype: Any = None, **changes: Any) -> Path:
-    """A small Llama with loud random weights, and the tiny tokenizer."""
+def make_model(
+    folder: Path, tiny_data: Path, *, kind: str = "Llama", vocabulary: int = ROWS, dtype: Any = None, **changes: Any
+) -> Path:
+    """A small model of an architecture of transformers with loud random weights, and the tiny tokenizer."""
     torch.manual_seed(3)
-    config = transformers.LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        initializer_range=0.15,
-        bos_token_id=1,
-        eos_token_id=1,
-        max_position_embeddings=64,
-        **changes,
-    )
-    model = transformers.LlamaForCausalLM(config)
+    settings = {
+        "vocab_size": vocabulary,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "initializer_range": 0.15,
+        "bos_token_id": 1,
+        "eos_token_id": 1,
+        "max_position_embeddings": 64,
+    }
+    config = getattr(transformers, f"{kind}Config")(**{**settings, **changes})
+    model = getattr(transformers, f"{kind}ForCausalLM")(config)
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, 0.0, 0.5)
     (model if dtype is None else model.to(dtype)).save_pretrained(folder)
     write_tokenizer(tiny_data / "tokenizer.model", folder, longest=64, samples=[])
     return folder
