@@ -1,16 +1,24 @@
-"""Small models as Hugging Face saves them."""
+"""Small models as Hugging Face saves them, and runs that begin with them."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from megatron_kis.config.run import RunConfig
 from megatron_kis.convert.tokenizer_json import write_tokenizer
+from megatron_kis.distributed.device import open_device
+from megatron_kis.distributed.groups import close_groups, open_groups
+from megatron_kis.engine.engine import Engine
 
 transformers = pytest.importorskip("transformers")
+
+MakeRun = Callable[..., RunConfig]
 
 ROWS = 512  # 400 pieces, padded
 
@@ -41,3 +49,22 @@ def make_model(
     (model if dtype is None else model.to(dtype)).save_pretrained(folder)
     write_tokenizer(tiny_data / "tokenizer.model", folder, longest=64, samples=[])
     return folder
+
+
+def run_from(start: Path, make: MakeRun, **changes: Any) -> RunConfig:
+    """A run that begins with a start; its data keep the tokenizer that the start's has been made from."""
+    model = json.loads((start / "start.json").read_text())["model"]
+    return make(model={**model, "init_from": start}, **changes)
+
+
+def our_logits(config: RunConfig, rows: torch.Tensor) -> torch.Tensor:
+    device = open_device("cpu")
+    layout = open_groups(device)
+    try:
+        engine = Engine(config, vocabulary=ROWS, layout=layout, device=device)
+        engine.chunks[0].eval()
+        with torch.no_grad():
+            logits: torch.Tensor = engine.chunks[0](rows, torch.arange(rows.shape[1]).expand_as(rows), None)
+        return logits
+    finally:
+        close_groups()

@@ -20,13 +20,10 @@ from megatron_kis.config.run import RunConfig
 from megatron_kis.convert.from_huggingface import import_huggingface
 from megatron_kis.convert.llama import join_qkv, llama_config, split_qkv, stored_names, to_llama
 from megatron_kis.convert.to_huggingface import export_huggingface
-from megatron_kis.distributed.device import open_device
-from megatron_kis.distributed.groups import close_groups, open_groups
-from megatron_kis.engine.engine import Engine
 from megatron_kis.training.inputs import open_inputs
 from megatron_kis.training.trainer import train
 from tests.conftest import TINY_VOCABULARY
-from tests.megatron_kis.imports.models import ROWS, make_model
+from tests.megatron_kis.imports.models import ROWS, make_model, our_logits, run_from
 from tests.megatron_kis.ranks import finish
 from tests.run_files import losses
 from tests.runs import NO_FACTS
@@ -73,30 +70,11 @@ OTHERS: dict[str, dict[str, Any]] = {
 """Other architectures: the same layers under another name, or with biases or norms of queries and keys."""
 
 
-def run_from(start: Path, make: MakeRun, **changes: Any) -> RunConfig:
-    """A run that begins with a start; its data keep the tokenizer that the start's has been made from."""
-    model = json.loads((start / "start.json").read_text())["model"]
-    return make(model={**model, "init_from": start}, **changes)
-
-
 def their_logits(folder: Path, rows: torch.Tensor) -> torch.Tensor:
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
         logits: torch.Tensor = model(rows).logits
     return logits
-
-
-def our_logits(config: RunConfig, rows: torch.Tensor) -> torch.Tensor:
-    device = open_device("cpu")
-    layout = open_groups(device)
-    try:
-        engine = Engine(config, vocabulary=ROWS, layout=layout, device=device)
-        engine.chunks[0].eval()
-        with torch.no_grad():
-            logits: torch.Tensor = engine.chunks[0](rows, torch.arange(rows.shape[1]).expand_as(rows), None)
-        return logits
-    finally:
-        close_groups()
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["fp32", "bf16"])
