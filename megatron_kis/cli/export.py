@@ -15,10 +15,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     huggingface = formats.add_parser(
         "hf",
         help="Hugging Face: Llama, Qwen2 or Qwen3 architecture, safetensors, tokenizer",
-        description="Writes a checkpoint of any parallel layout as a folder that transformers opens: weights, "
-        "configuration and tokenizer. Logits are those of the run.",
+        description="Writes a checkpoint of any parallel layout, or a start of kis import, as a folder that transformers "
+        "opens: weights, configuration and tokenizer. Logits are those of the run.",
     )
-    huggingface.add_argument("run", type=Path, metavar="RUN_DIR", help="the run's folder")
+    huggingface.add_argument("run", type=Path, metavar="RUN_DIR", help="a run's folder, or a start")
     huggingface.add_argument("--output", type=new_folder, required=True, metavar="DIR", help="a folder to make")
     huggingface.add_argument("--step", type=int, metavar="S", help="step of the checkpoint (default: the newest)")
     huggingface.add_argument("--no-tokenizer", action="store_true", help="leave the tokenizer out")

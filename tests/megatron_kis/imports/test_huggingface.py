@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_kis.checkpoint.shards import read_tensors
 from megatron_kis.cli.main import main
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.ladder import ModelShape
 from megatron_kis.config.run import RunConfig
 from megatron_kis.convert.from_huggingface import import_huggingface
-from megatron_kis.convert.llama import join_qkv, llama_config, split_qkv, stored_names, to_llama
+from megatron_kis.convert.llama import join_qkv, split_qkv
 from megatron_kis.convert.to_huggingface import export_huggingface
 from megatron_kis.training.inputs import open_inputs
 from megatron_kis.training.trainer import train
@@ -102,15 +101,13 @@ def test_a_model_of_another_architecture_has_the_logits_of_transformers_and_come
     assert expected.std() > 0.3
     config = run_from(start.folder, tiny_run)
     torch.testing.assert_close(our_logits(config, rows), expected, rtol=0, atol=1e-4)
-    shape = config.model.shape()
-    back = dict(to_llama(read_tensors(start.folder / "weights", stored_names(shape)), shape))
-    there = safetensors.load_file(folder / "model.safetensors")
-    assert sorted(back) == sorted(there)
+    exported = export_huggingface(start.folder, tmp_path / "exported")
+    assert torch.equal(their_logits(exported, rows), expected)
+    assert json.loads((exported / "config.json").read_text())["max_position_embeddings"] == 64
+    there, here = (safetensors.load_file(place / "model.safetensors") for place in (folder, exported))
+    assert sorted(there) == sorted(here)
     for name, tensor in there.items():
-        assert torch.equal(back[name], tensor), name
-    content = llama_config(shape, vocabulary=ROWS, sequence_length=64, eod_id=1, dtype=torch.float32)
-    (folder / "config.json").write_text(json.dumps(content))  # its weights, under the configuration of an export
-    assert torch.equal(their_logits(folder, rows), expected)
+        assert torch.equal(here[name], tensor), name
 
 
 @pytest.mark.slow
