@@ -92,6 +92,8 @@ class ForeignCheckpoint:
         else:
             return None
         content = read_pickle(data, where=str(path))
+        if isinstance(content, list) and len(content) == 1:  # one rank's part of what all ranks share
+            content = content[0]
         found = content.get("args") if isinstance(content, Mapping) else None
         if isinstance(found, Inert):
             found = found.fields

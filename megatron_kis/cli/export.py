@@ -15,8 +15,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     huggingface = formats.add_parser(
         "hf",
         help="Hugging Face: Llama, Qwen2 or Qwen3 architecture, safetensors, tokenizer",
-        description="Writes a checkpoint of any parallel layout, or a start of kis import, as a folder that transformers "
-        "opens: weights, configuration and tokenizer. Logits are those of the run.",
+        description="Writes a checkpoint of any parallel layout, or a start of kis import, as a folder that "
+        "transformers opens: weights, configuration and tokenizer. Logits are those of the run.",
     )
     huggingface.add_argument("run", type=Path, metavar="RUN_DIR", help="a run's folder, or a start")
     huggingface.add_argument("--output", type=new_folder, required=True, metavar="DIR", help="a folder to make")
