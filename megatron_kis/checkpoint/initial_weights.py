@@ -7,7 +7,6 @@ tokenizer.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,25 +33,36 @@ def write_start(
 
     Args:
         folder: an existing folder.
-        tensors: whole tensors, under the names of a checkpoint (``megatron_kis.convert.llama.STORED``).
+        tensors: whole tensors, under the names of a checkpoint (``megatron_kis.convert.llama.stored_names``).
         shape: shape of the model.
         vocabulary: number of rows of the embedding.
         record: further content of ``start.json``.
     """
     weights = folder / WEIGHTS
     weights.mkdir()
-    open_groups(open_device("cpu"))
-    try:
-        sharded = {name: ShardedTensor.from_rank_offsets(name, tensor) for name, tensor in tensors.items()}
-        staged = shards.stage({"model": sharded}, weights)
-        staged.finish([staged.write()])
-    finally:
-        close_groups()
+    write_whole(weights, tensors)
     files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in _files(weights)}
     write_json(
         folder / START_NAME,
-        {"schema": START_SCHEMA, "model": asdict(shape), "vocabulary": vocabulary, **record, "files": files},
+        {"schema": START_SCHEMA, "model": shape.as_dict(), "vocabulary": vocabulary, **record, "files": files},
     )
+
+
+def write_whole(folder: Path, tensors: Mapping[str, torch.Tensor], common: Mapping[str, Any] | None = None) -> None:
+    """Writes whole tensors in the format of a checkpoint; called by one process, outside of any process group.
+
+    Args:
+        folder: an existing folder.
+        tensors: whole tensors, under the names of a checkpoint.
+        common: what other tools find next to them (``common.pt``).
+    """
+    open_groups(open_device("cpu"))
+    try:
+        sharded = {name: ShardedTensor.from_rank_offsets(name, tensor) for name, tensor in tensors.items()}
+        staged = shards.stage({"model": sharded, **(common or {})}, folder)
+        staged.finish([staged.write()])
+    finally:
+        close_groups()
 
 
 def _files(weights: Path) -> list[Path]:

@@ -213,10 +213,10 @@ def load(sharded: dict[str, Any], folder: Path) -> dict[str, Any]:
 class _IndexReader(FileSystemReader):
     """PyTorch's reader of files, with ``index.json`` as its list of parts."""
 
-    def __init__(self, path: Path | str, **_: Any) -> None:
+    def __init__(self, path: Path | str, *, metadata: Metadata | None = None, **_: Any) -> None:
         """Takes the arguments that Megatron-Core passes to a reader; those about cached metadata are not used."""
         super().__init__(path)
-        self._metadata = _read_index(Path(path) / INDEX_NAME)
+        self._metadata = _read_index(Path(path) / INDEX_NAME) if metadata is None else metadata
         self._metadata.storage_meta = StorageMeta(load_id=self.load_id)
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
@@ -266,11 +266,26 @@ def read_tensors(folder: Path, names: Sequence[str]) -> dict[str, torch.Tensor]:
     Raises:
         InputError: the index is missing or no index, or a name is not in it.
     """
-    index = read_json(folder / INDEX_NAME, INDEX_SCHEMA, keys=("tensors",))["tensors"]
-    missing = [name for name in names if name not in index]
-    if missing:
-        raise InputError(f"holds no {missing[0]}", where=str(folder))
-    tensors = {name: torch.empty(index[name]["shape"], dtype=getattr(torch, index[name]["dtype"])) for name in names}
+    return read_parts_of(folder, _read_index(folder / INDEX_NAME), names)
+
+
+def read_parts_of(folder: Path, metadata: Metadata, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Reads whole tensors of a checkpoint; not collective.
+
+    Args:
+        folder: the checkpoint.
+        metadata: where each part is, from a source that needs no unpickling.
+        names: names of the tensors.
+
+    Raises:
+        InputError: there is no tensor of a name.
+    """
+    tensors = {}
+    for name in names:
+        entry = metadata.state_dict_metadata.get(name)
+        if not isinstance(entry, TensorStorageMetadata):
+            raise InputError(f"holds no {name}", where=str(folder))
+        tensors[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
     with quiet_megatron():
-        read_parts(tensors, storage_reader=_IndexReader(folder), no_dist=True)
+        read_parts(tensors, storage_reader=_IndexReader(folder, metadata=metadata), no_dist=True)
     return tensors

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,15 @@ class Start:
         return None if found is None else int(found)
 
     @property
+    def shape(self) -> ModelShape:
+        """Shape of the model."""
+        try:
+            return ModelShape(**self.content["model"])
+        except TypeError as error:
+            remedy = "use the version that wrote it"
+            raise InputError(f"another model ({error})", where=str(self.folder / START_NAME), remedy=remedy) from None
+
+    @property
     def fingerprint(self) -> str:
         """Fingerprint of shape and weights: a run that begins with others is another run."""
         return fingerprint({key: self.content[key] for key in ("model", "vocabulary", "files")})
@@ -50,10 +59,11 @@ def open_start(folder: Path, shape: ModelShape, *, vocabulary: int, longest: int
         InputError: there is no start, a file of another size, a model of another shape or vocabulary, or one that was
             made for shorter sequences.
     """
-    path = folder / START_NAME
-    content = read_json(path, START_SCHEMA, keys=("model", "vocabulary", "files"))
+    start = read_start(folder)
+    path, content = folder / START_NAME, start.content
+    defaults = {field.name: field.default for field in fields(shape)}
     for name, value in asdict(shape).items():
-        theirs = content["model"].get(name)
+        theirs = content["model"].get(name, defaults[name])
         if theirs != value:
             raise InputError(
                 f"is {value}, that of the start {theirs}",
@@ -66,7 +76,6 @@ def open_start(folder: Path, shape: ModelShape, *, vocabulary: int, longest: int
             where=str(path),
             remedy="make the data with the tokenizer that is next to it",
         )
-    start = Start(folder, content)
     if longest is not None and start.positions is not None and longest > start.positions:
         raise InputError(
             f"is {longest}, the model of {path} was made for {start.positions} positions at most"
@@ -74,8 +83,18 @@ def open_start(folder: Path, shape: ModelShape, *, vocabulary: int, longest: int
             where="training.sequence_length",
             remedy=f"use {start.positions} or less",
         )
+    return start
+
+
+def read_start(folder: Path) -> Start:
+    """Reads a start, whose files must be there in their sizes.
+
+    Raises:
+        InputError: there is no start, or a file of another size.
+    """
+    content = read_json(folder / START_NAME, START_SCHEMA, keys=("model", "vocabulary", "files"))
     for name, facts in content["files"].items():
         file = folder / WEIGHTS / name
         if Path(name).name != name or not file.is_file() or file.stat().st_size != facts["bytes"]:
             raise InputError("is missing or of another size", where=str(file), remedy="import the model again")
-    return start
+    return Start(folder, content)

@@ -14,15 +14,25 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     formats = parser.add_subparsers(dest="format", metavar="FORMAT", required=True)
     huggingface = formats.add_parser(
         "hf",
-        help="Hugging Face: Llama architecture, safetensors, tokenizer",
-        description="Writes a checkpoint of any parallel layout as a folder that transformers opens: weights, "
-        "configuration and tokenizer. Logits are those of the run.",
+        help="Hugging Face: Llama, Qwen2 or Qwen3 architecture, safetensors, tokenizer",
+        description="Writes a checkpoint of any parallel layout, or a start of kis import, as a folder that "
+        "transformers opens: weights, configuration and tokenizer. Logits are those of the run.",
     )
-    huggingface.add_argument("run", type=Path, metavar="RUN_DIR", help="the run's folder")
+    huggingface.add_argument("run", type=Path, metavar="RUN_DIR", help="a run's folder, or a start")
     huggingface.add_argument("--output", type=new_folder, required=True, metavar="DIR", help="a folder to make")
     huggingface.add_argument("--step", type=int, metavar="S", help="step of the checkpoint (default: the newest)")
     huggingface.add_argument("--no-tokenizer", action="store_true", help="leave the tokenizer out")
     huggingface.set_defaults(handler=_huggingface)
+    megatron = formats.add_parser(
+        "megatron",
+        help="Megatron-LM: a release checkpoint in the format torch_dist",
+        description="Writes a checkpoint of any parallel layout for Megatron-LM's --load, which starts from it at "
+        "iteration 0. Give Megatron-LM also --dist-ckpt-strictness log_all.",
+    )
+    megatron.add_argument("run", type=Path, metavar="RUN_DIR", help="the run's folder")
+    megatron.add_argument("--output", type=new_folder, required=True, metavar="DIR", help="a folder to make")
+    megatron.add_argument("--step", type=int, metavar="S", help="step of the checkpoint (default: the newest)")
+    megatron.set_defaults(handler=_megatron)
     tasks = formats.add_parser(
         "lm-eval",
         help="lm-evaluation-harness: the run's questions as tasks",
@@ -44,6 +54,13 @@ def _huggingface(options: argparse.Namespace) -> int:
     from megatron_kis.convert.to_huggingface import export_huggingface
 
     print(export_huggingface(options.run, options.output, step=options.step, tokenizer=not options.no_tokenizer))
+    return 0
+
+
+def _megatron(options: argparse.Namespace) -> int:
+    from megatron_kis.convert.to_megatron import export_megatron
+
+    print(export_megatron(options.run, options.output, step=options.step))
     return 0
 
 

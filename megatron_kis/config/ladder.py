@@ -6,14 +6,18 @@ The large rungs follow the shapes that Llama 2 and 3, OLMo and Pythia made usual
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from megatron_kis.common.errors import InputError, nearest
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The shape of a decoder with RMSNorm, SwiGLU, RoPE and grouped-query attention."""
+    """The shape of a decoder with RMSNorm, SwiGLU, RoPE and grouped-query attention.
+
+    That of Llama; with ``qkv_bias`` that of Qwen2, with ``qk_norm`` that of Qwen3.
+    """
 
     layers: int
     """Number of transformer layers."""
@@ -22,7 +26,7 @@ class ModelShape:
     """Hidden size."""
 
     heads: int
-    """Number of query heads; width must be a multiple of it."""
+    """Number of query heads; width must be a multiple of it, unless ``head_width`` is given."""
 
     query_groups: int
     """Number of key-value heads; heads must be a multiple of it."""
@@ -39,16 +43,33 @@ class ModelShape:
     norm_epsilon: float = 1e-5
     """Constant that is added to the mean square in RMSNorm."""
 
+    head_width: int | None = None
+    """Width of a head; None where it is ``width / heads``."""
+
+    qkv_bias: bool = False
+    """Whether queries, keys and values have biases."""
+
+    qk_norm: bool = False
+    """Whether the queries and the keys of each head are normalised, each with one weight for all heads of a layer."""
+
     def __post_init__(self) -> None:
         for name in ("layers", "width", "heads", "query_groups", "ffn_width"):
             if getattr(self, name) < 1:
                 raise InputError(f"is {getattr(self, name)}", where=f"model.{name}", remedy="must be at least 1")
-        if self.width % self.heads or (self.width // self.heads) % 2:
+        if self.head_width is None and (self.width % self.heads or (self.width // self.heads) % 2):
             raise InputError(
                 f"width {self.width} over {self.heads} heads",
                 where="model.heads",
                 remedy="a head's width must be a whole, even number (rotary embedding)",
             )
+        if self.head_width is not None and (self.head_width < 2 or self.head_width % 2):
+            raise InputError(
+                f"is {self.head_width}",
+                where="model.head_width",
+                remedy="a head's width must be an even number of at least 2 (rotary embedding)",
+            )
+        if self.head_width is not None and self.head_width * self.heads == self.width:
+            object.__setattr__(self, "head_width", None)  # one way to say it, so that equal shapes are equal
         if self.heads % self.query_groups:
             raise InputError(
                 f"{self.heads} heads cannot share {self.query_groups} key-value groups",
@@ -56,12 +77,38 @@ class ModelShape:
                 remedy="heads must be a multiple of it",
             )
 
+    @property
+    def head(self) -> int:
+        """Width of a head."""
+        return self.width // self.heads if self.head_width is None else self.head_width
+
+    @property
+    def queries(self) -> int:
+        """Width of all heads together: of the queries, and of what attention gives to its output matrix."""
+        return self.heads * self.head
+
+    @property
+    def keys(self) -> int:
+        """Width of all key-value heads together: of the keys, and of the values."""
+        return self.query_groups * self.head
+
+    @property
+    def layer_matrices(self) -> int:
+        """Number of parameters of a layer's matrices."""
+        return self.width * (2 * self.queries + 2 * self.keys) + 3 * self.width * self.ffn_width
+
+    def layer_vectors(self, ranks: int = 1) -> int:
+        """Returns the number of parameters of a layer's norms and biases that each of ``ranks`` tensor ranks holds."""
+        biases = self.qkv_bias * (self.queries + 2 * self.keys)
+        return 2 * self.width + 2 * self.qk_norm * self.head + biases // ranks
+
     def nonembedding_params(self) -> int:
         """Returns the number of parameters of the layers and the final norm."""
-        head = self.width // self.heads
-        attention = self.width * head * (self.heads + 2 * self.query_groups) + self.width * self.width
-        feed_forward = 3 * self.width * self.ffn_width
-        return self.layers * (attention + feed_forward + 2 * self.width) + self.width
+        return self.layers * (self.layer_matrices + self.layer_vectors()) + self.width
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the shape for a record; what came later is named only where it is another than older shapes have."""
+        return {name: value for name, value in asdict(self).items() if name not in _LATER or value}
 
     def params(self, vocabulary: int) -> int:
         """Returns the number of all parameters, with ``vocabulary`` rows in the embedding (after padding)."""
@@ -69,16 +116,16 @@ class ModelShape:
         return self.nonembedding_params() + tables * vocabulary * self.width
 
     def flops_per_token(self, vocabulary: int, sequence_length: int) -> float:
-        """Returns training FLOPs per token: 6 per matrix weight, plus causal attention's 6 x layers x length x width.
+        """Returns training FLOPs per token: 6 per matrix weight, plus causal attention's 6 x layers x length x queries.
 
         The count of PaLM's appendix B with the causal half taken once; the embedding look-up costs none, the output
         layer does.
         """
-        head = self.width // self.heads
-        weights = self.layers * (
-            self.width * head * (self.heads + 2 * self.query_groups) + self.width**2 + 3 * self.width * self.ffn_width
-        )
-        return 6.0 * (weights + vocabulary * self.width) + 6.0 * self.layers * sequence_length * self.width
+        weights = self.layers * self.layer_matrices
+        return 6.0 * (weights + vocabulary * self.width) + 6.0 * self.layers * sequence_length * self.queries
+
+
+_LATER = ("head_width", "qkv_bias", "qk_norm")
 
 
 def _small(layers: int, width: int, heads: int) -> ModelShape:

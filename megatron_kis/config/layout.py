@@ -231,11 +231,11 @@ def check_fp8(shape: ModelShape, training: TrainingConfig, parallel: ParallelCon
     """
     share = training.global_batch_size // replicas
     tokens = (training.micro_batch_size or share) * training.sequence_length // parallel.context
-    head, t = shape.width // shape.heads, parallel.tensor
+    t = parallel.tensor
     for what, size in {
         "model.width": shape.width,
-        "model.heads x their width": shape.heads * head // t,
-        "the width of queries, keys and values": (shape.heads + 2 * shape.query_groups) * head // t,
+        "model.heads x their width": shape.queries // t,
+        "the width of queries, keys and values": (shape.queries + 2 * shape.keys) // t,
         "model.ffn_width": shape.ffn_width // t,
         "the number of tokens of a micro-batch": tokens // t if parallel.sequence else tokens,
     }.items():

@@ -45,8 +45,17 @@ class ModelConfig(Config):
     norm_epsilon: float = Field(1e-5, gt=0)
     """Constant that is added to the mean square in RMSNorm."""
 
+    head_width: int | None = None
+    """Width of a head, if it is not ``width / heads`` (Hugging Face's ``head_dim``, Megatron's ``kv_channels``)."""
+
+    qkv_bias: bool = False
+    """Whether queries, keys and values have biases, as in Qwen2."""
+
+    qk_norm: bool = False
+    """Whether the queries and keys of each head are normalised (RMSNorm), as in Qwen3."""
+
     init_from: Path | None = None
-    """Folder of ``kis import hf`` with the initial weights. The other keys must be those that it names."""
+    """Folder of ``kis import`` with the initial weights. The other keys must be those that it names."""
 
     init_std: float = Field(0.02, gt=0)
     """Standard deviation of the initial weights (GPT-2's value)."""
@@ -70,9 +79,9 @@ class ModelConfig(Config):
         if self.preset is None and None in explicit:
             msg = "needs either 'preset' or all of 'layers', 'width' and 'heads'"
             raise ValueError(msg)
-        explicit += [self.query_groups, self.ffn_width]
-        defaults = {name: ModelConfig.model_fields[name].default for name in ("rope_base", "norm_epsilon")}
-        changed = not self.tied_embeddings or any(getattr(self, name) != value for name, value in defaults.items())
+        explicit += [self.query_groups, self.ffn_width, self.head_width]
+        names = ("tied_embeddings", "rope_base", "norm_epsilon", "qkv_bias", "qk_norm")
+        changed = any(getattr(self, name) != ModelConfig.model_fields[name].default for name in names)
         if self.preset is not None and (changed or any(value is not None for value in explicit)):
             msg = "has both a 'preset' and an explicit shape; give one"
             raise ValueError(msg)
@@ -97,4 +106,7 @@ class ModelConfig(Config):
             tied_embeddings=self.tied_embeddings,
             rope_base=self.rope_base,
             norm_epsilon=self.norm_epsilon,
+            head_width=self.head_width,
+            qkv_bias=self.qkv_bias,
+            qk_norm=self.qk_norm,
         )

@@ -164,6 +164,9 @@ def transformer_config(spec: ModelSpec) -> TransformerConfig:
         num_attention_heads=shape.heads,
         num_query_groups=shape.query_groups,
         ffn_hidden_size=shape.ffn_width,
+        kv_channels=shape.head,
+        qk_layernorm=shape.qk_norm,
+        add_qkv_bias=shape.qkv_bias,
         normalization="RMSNorm",
         layernorm_epsilon=shape.norm_epsilon,
         gated_linear_unit=True,
@@ -260,7 +263,7 @@ def assemble_model(spec: ModelSpec, *, chunk: int = 0) -> GPTModel:
         stage = chunk if layout.virtual_size > 1 else None
         model = LanguageModel(
             config=config,
-            transformer_layer_spec=_layers(spec.implementation, get_num_layers_to_build(config, stage)),
+            transformer_layer_spec=_layers(spec, get_num_layers_to_build(config, stage)),
             vocab_size=spec.vocabulary,
             max_sequence_length=spec.sequence_length,
             pre_process=layout.is_first_stage and chunk == 0,
@@ -286,18 +289,22 @@ def _accumulate_in_place(model: GPTModel) -> None:
             layer.fuse_wgrad_accumulation = True
 
 
-def _layers(implementation: str, count: int) -> ModuleSpec | TransformerBlockSubmodules:
+def _layers(spec: ModelSpec, count: int) -> ModuleSpec | TransformerBlockSubmodules:
     """Returns the modules of ``count`` layers and of the norm after them."""
-    if implementation == "transformer_engine":
-        return get_gpt_layer_with_transformer_engine_spec()
-    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
-    spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = RmsNorm
-    mlp = spec.submodules.mlp  # a specification; from megatron-core 0.19 on a function that lacks the configuration
+    normed = spec.shape.qk_norm
+    if spec.implementation == "transformer_engine":
+        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=normed)
+    layer = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=normed)
+    layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = RmsNorm
+    attention = layer.submodules.self_attention.submodules
+    if normed:
+        attention.q_layernorm = attention.k_layernorm = RmsNorm
+    mlp = layer.submodules.mlp  # a specification; from megatron-core 0.19 on a function that lacks the configuration
     parts = mlp.keywords["submodules"] if isinstance(mlp, functools.partial) else mlp.submodules
     parts.activation_func = SwiGlu
-    if implementation == "sdpa":
-        spec.submodules.self_attention.submodules.core_attention = SdpaAttention
-    return TransformerBlockSubmodules(layer_specs=[spec] * count, layer_norm=RmsNorm)
+    if spec.implementation == "sdpa":
+        attention.core_attention = SdpaAttention
+    return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=RmsNorm)
 
 
 @torch.no_grad()
@@ -305,13 +312,13 @@ def initialise(model: GPTModel, *, layers: int, layout: ParallelDims, init_std: 
     """Draws every weight from a stream named by the seed and the weight's place in the whole model.
 
     Each rank draws the full weight and keeps its part, so that the full weights are those of one process. Norms are
-    one; matrices are normal with ``init_std``; those that write to the residual stream are scaled by
+    one, biases zero; matrices are normal with ``init_std``; those that write to the residual stream are scaled by
     1 / sqrt(2 layers) (GPT-2, section 2.3, and Megatron-LM's ``scaled_init_method_normal``).
     """
     parameter: Any  # carries Megatron's tags
     for name, parameter in _global_names(model):
         if parameter.dim() == 1:
-            parameter.fill_(1.0)
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
             continue
         residual = name.endswith(("linear_proj.weight", "linear_fc2.weight"))
         std = init_std / math.sqrt(2 * layers) if residual else init_std

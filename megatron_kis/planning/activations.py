@@ -107,6 +107,7 @@ def layer(work: Work) -> list[Operation]:
             forward=mixed + copy + quantised(residual),
             backward=residual + mixed + quantised(mixed) + whole + scattered + copy + weight("qkv"),
         ),
+        *_query_norms(work),
         *_attention(work),
         Operation(
             "projection",
@@ -137,11 +138,11 @@ def layer(work: Work) -> list[Operation]:
 
 
 def _queries(work: Work) -> float:
-    return work.activation(work.shape.width) / work.split.tensor
+    return work.activation(work.shape.queries) / work.split.tensor
 
 
 def _keys(work: Work) -> float:
-    return work.activation(work.shape.query_groups * work.head) / work.split.tensor
+    return work.activation(work.shape.keys) / work.split.tensor
 
 
 def _repeated(work: Work) -> float:
@@ -157,6 +158,23 @@ def _repeated(work: Work) -> float:
 def _everyone(work: Work) -> float:
     """Returns the bytes of keys and values gathered from all ranks that share sequences; 0 if none are gathered."""
     return 2 * _keys(work) * work.split.context if work.split.context > 1 and not work.engine else 0.0
+
+
+def _query_norms(work: Work) -> list[Operation]:
+    """Returns the operation of the norms of queries and keys, if there are any.
+
+    PyTorch's operators keep the input, of which a copy is made only if a rank has several groups of several heads; it
+    is otherwise a part of what the matrix gave. Fused kernels are assumed to keep copies of both.
+    """
+    if not work.shape.qk_norm:
+        return []
+    queries, keys, shape = _queries(work), _keys(work), work.shape
+    copied = queries + keys
+    if work.kernels == "plain":
+        copied = queries if work.split.tensor < shape.query_groups < shape.heads else 0.0
+    numbers = work.tokens * (shape.heads + shape.query_groups) / work.split.tensor * _NUMBER
+    rest = work.shared + 2 * (queries + 2 * keys)
+    return [Operation("query norms", copied + numbers, 2 * (queries + keys), rest + 2 * (queries + keys))]
 
 
 def _attention(work: Work) -> list[Operation]:

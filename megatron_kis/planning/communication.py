@@ -113,7 +113,7 @@ def _tensor(shape: ModelShape, split: Split, stage: int, passes: Passes) -> list
 
 def _context(shape: ModelShape, split: Split, passes: Passes) -> list[Message]:
     c, layers = split.context, shape.layers // split.pipeline
-    keys = shape.width // shape.heads * shape.query_groups // split.tensor
+    keys = shape.keys // split.tensor
     size = 2.0 * passes.length * passes.micro_batch * keys * passes.bytes_each  # both keys and values
     forward = passes.micro_batches * layers * (2 if split.recompute == "full" else 1)
     backward = passes.micro_batches * layers

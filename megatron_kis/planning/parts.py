@@ -16,7 +16,7 @@ _BLOCK = 512
 """Bytes of the smallest block of memory that PyTorch allocates."""
 
 _TENSORS_PER_LAYER = 6
-"""Weights of a layer: four matrices and two norms."""
+"""Weights of a layer: four matrices and two norms; besides there may be a bias, and norms of queries and keys."""
 
 _TREE_WIDTH = 192
 """Tokens of a row with several options (``ROW_WIDTH`` of ``probes/probe.py``)."""
@@ -63,7 +63,8 @@ def peak_of_update(work: Work, stage: int, micro_batches: int, evaluation: Evalu
     The optimizers are fused and update in place, whichever is installed.
     """
     layers = work.shape.layers // work.split.pipeline
-    norms = 2 * _BLOCK * (layers * _TENSORS_PER_LAYER + 4)
+    each = _TENSORS_PER_LAYER + work.shape.qkv_bias + 2 * work.shape.qk_norm
+    norms = 2 * _BLOCK * (layers * each + 4)
     return bytes_between_steps(work, stage, evaluation) + batches(work, micro_batches) + norms
 
 
@@ -99,7 +100,7 @@ def peak_of_probe(work: Work, stage: int, evaluation: EvaluationLoad) -> float:
     if not probe.engine:
         body += probe.tokens * (probe.head * (4 + 4 * probe.each) + _TREE_WIDTH * (probe.each + 2))  # angles, mask
         if probe.shape.query_groups < probe.shape.heads:
-            body += 2 * probe.activation(probe.shape.width) / probe.split.tensor
+            body += 2 * probe.activation(probe.shape.queries) / probe.split.tensor
     if stage < work.split.pipeline - 1:
         return inputs + body
     nodes = evaluation.probe_nodes or probe.tokens

@@ -54,13 +54,10 @@ class Split:
 def rank_params(shape: ModelShape, vocabulary: int, split: Split, stage: int) -> int:
     """Returns the number of parameters that a rank of pipeline ``stage`` holds.
 
-    Matrices are split over the tensor ranks, norms are on each. The first stage has the embedding, the last the final
-    norm and the output layer; with tied embeddings and several stages both hold the table.
+    Matrices and biases are split over the tensor ranks, norms are on each. The first stage has the embedding, the last
+    the final norm and the output layer; with tied embeddings and several stages both hold the table.
     """
-    head = shape.width // shape.heads
-    attention = shape.width * head * (shape.heads + 2 * shape.query_groups) + shape.width**2
-    matrices = attention + 3 * shape.width * shape.ffn_width
-    layer = matrices // split.tensor + 2 * shape.width
+    layer = shape.layer_matrices // split.tensor + shape.layer_vectors(split.tensor)
     table = vocabulary * shape.width // split.tensor
     first, last = stage == 0, stage == split.pipeline - 1
     tables = first + (last and not (first and shape.tied_embeddings))

@@ -213,27 +213,21 @@ def _stage(
     """Computes the seconds of one micro-batch on a stage.
 
     A product of W weights takes 2 W operations per token forward and 4 W backward; attention of a sequence of L tokens
-    under a causal mask 2 L h per token and layer forward and twice that backward, h being the width.
+    under a causal mask 2 L q per token and layer forward and twice that backward, q being the width of all heads.
     """
     layers, last = shape.layers // split.pipeline, stage == split.pipeline - 1
     tokens = passes.length // split.context * passes.micro_batch
-    head = shape.width // shape.heads
-    keys = head * shape.query_groups
-    weights = 2 * shape.width * (shape.width + keys) + 3 * shape.width * shape.ffn_width
-    columns = shape.width * (shape.width + 2 * keys) + 2 * shape.width * shape.ffn_width  # of column-parallel layers
+    queries, keys = shape.queries, shape.keys
+    weights = shape.layer_matrices
+    columns = shape.width * (queries + 2 * keys) + 2 * shape.width * shape.ffn_width  # of column-parallel layers
     peak, each = gpu.peak(program.precision), passes.bytes_each
     product = tokens / split.tensor / (peak * gpu.products)  # seconds of a weight, per operation and token
-    attention = 2 * tokens * passes.length * shape.width / split.tensor / (peak * gpu.attention)
+    attention = 2 * tokens * passes.length * queries / split.tensor / (peak * gpu.attention)
     stream = tokens / (gpu.bandwidth * _MEMORY_SHARE)  # seconds of a byte per token
-    operands = each * (4 * shape.width + (2 * shape.width + 2 * keys + 3 * shape.ffn_width) / split.tensor) * stream
-    forward = (
-        2 * weights * product + operands + attention + each * _streamed(shape, split, keys, backward=False) * stream
-    )
+    operands = each * (4 * shape.width + (2 * queries + 2 * keys + 3 * shape.ffn_width) / split.tensor) * stream
+    forward = 2 * weights * product + operands + attention + each * _streamed(shape, split, backward=False) * stream
     backward = (
-        4 * weights * product
-        + 2 * operands
-        + 2 * attention
-        + each * _streamed(shape, split, keys, backward=True) * stream
+        4 * weights * product + 2 * operands + 2 * attention + each * _streamed(shape, split, backward=True) * stream
     )
     if split.recompute == "full":
         backward += forward
@@ -264,15 +258,18 @@ def _stage(
     return _Stage(forward, backward, waits, *(seconds.get(kind, 0.0) for kind in ("tensor", "context", "pipeline")))
 
 
-def _streamed(shape: ModelShape, split: Split, keys: int, *, backward: bool) -> float:
+def _streamed(shape: ModelShape, split: Split, *, backward: bool) -> float:
     """Returns the numbers per token that a layer's kernels other than products and attention read and write.
 
     Forward: two norms (``4h``), two residuals (``6h``), rotated queries and keys, the gate (``3f``);
-    backward: ``6h``, ``6h``, the same again, ``5f``.
+    backward: ``6h``, ``6h``, the same again, ``5f``. Norms of queries and keys read and write these once more, and once
+    more again backward. Biases add nothing: products write them.
     """
     along = split.tensor if split.sequence else 1
     whole = (12 if backward else 10) * shape.width / along
-    return whole + (2 * (shape.width + keys) + (5 if backward else 3) * shape.ffn_width) / split.tensor
+    rotated = 2 + (3 if backward else 2) * shape.qk_norm
+    gate = (5 if backward else 3) * shape.ffn_width
+    return whole + (rotated * (shape.queries + shape.keys) + gate) / split.tensor
 
 
 def _data(

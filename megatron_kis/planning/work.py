@@ -67,7 +67,7 @@ class Work:
     @property
     def head(self) -> int:
         """Width of a head."""
-        return self.shape.width // self.shape.heads
+        return self.shape.head
 
     @property
     def whole(self) -> float:
@@ -98,8 +98,9 @@ class Work:
     def products(self) -> dict[str, tuple[int, int]]:
         """Rows and columns of a layer's matrices, whole."""
         width, ffn = self.shape.width, self.shape.ffn_width
-        rows = width + 2 * self.shape.query_groups * self.head
-        return {"qkv": (rows, width), "projection": (width, width), "fc1": (2 * ffn, width), "fc2": (width, ffn)}
+        queries = self.shape.queries
+        rows = queries + 2 * self.shape.keys
+        return {"qkv": (rows, width), "projection": (width, queries), "fc1": (2 * ffn, width), "fc2": (width, ffn)}
 
     def matrix(self, name: str) -> float:
         """Returns the bytes of a layer's matrix on this rank, or of its gradient before it joins the main gradient."""

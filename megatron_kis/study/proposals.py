@@ -222,11 +222,14 @@ def _learning_rate(width: int, params: float, known: Mapping[int, LadderEntry]) 
     return float(f"{rate:.2g}")
 
 
+_KEPT = ("tied_embeddings", "rope_base", "norm_epsilon", "head_width", "qkv_bias", "qk_norm")
+
+
 def _resized(model: LadderEntry, shape: ModelShape, *, layers: int, heads: int) -> LadderEntry:
     """Returns an entry of the ladder with another depth and width."""
-    width = heads * (shape.width // shape.heads)
+    width = round(heads * shape.width / shape.heads)
     explicit = {"layers": layers, "width": width, "heads": heads, "preset": None, "name": None}
-    explicit |= {name: getattr(shape, name) for name in ("tied_embeddings", "rope_base", "norm_epsilon")}
+    explicit |= {name: getattr(shape, name) for name in _KEPT}
     if shape.query_groups != shape.heads:
         explicit["query_groups"] = heads * shape.query_groups // shape.heads
     usual = LadderEntry(layers=shape.layers, width=shape.width, heads=shape.heads).shape().ffn_width

@@ -95,7 +95,7 @@ def run_record(
         "infused_facts": plan.get("shown_facts", plan["infused_facts"]),
         "infused_bits": infused_bits,
         "seed": config.training.seed,
-        "model": {"name": config.model.label, **{k: getattr(shape, k) for k in shape.__dataclass_fields__}},
+        "model": {"name": config.model.label, **shape.as_dict()},
         "background_policy": plan["background_policy"],
         "background_frequency": plan["background_frequency"],
         "background_groups": _background_groups(config, plan),

@@ -67,6 +67,9 @@ SETTINGS: dict[str, Any] = {
     "ladder.tied_embeddings": False,
     "ladder.rope_base": 5000,
     "ladder.norm_epsilon": 1e-6,
+    "ladder.head_width": 4,
+    "ladder.qkv_bias": True,
+    "ladder.qk_norm": True,
     "ladder.init_std": 0.03,
     "ladder.learning_rate": 1e-3,
 }

@@ -304,7 +304,9 @@ def test_a_setting_that_came_later_counts_only_where_it_is_not_at_its_default() 
         parse_config(RunConfig, content, source="run")
         for content in (RUN, changed(RUN, "probes", {"moments": {"tokens": [7]}}))
     )
-    assert "norm_epsilon" not in result_settings(plain)["model"]
+    assert not {"norm_epsilon", "head_width", "qkv_bias", "qk_norm"} & {*result_settings(plain)["model"]}
+    assert "qkv_bias" not in ModelConfig(layers=1, width=16, heads=2).shape().as_dict()
+    assert ModelConfig(layers=1, width=16, heads=2, qkv_bias=True).shape().as_dict()["qkv_bias"] is True
     assert "tokens" not in result_settings(plain)["probes"]["moments"]
     assert result_settings(named)["probes"]["moments"]["tokens"] == [7]
 

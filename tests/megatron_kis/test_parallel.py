@@ -22,7 +22,7 @@ from megatron_kis.distributed.slurm_environment import environment_of_srun, firs
 from tests.megatron_kis.ranks import Rank, Ranks, finish, free_port
 
 MakeRun = Callable[..., RunConfig]
-SHAPE = {"layers": 4, "width": 32, "heads": 4, "query_groups": 2}
+SHAPE = {"layers": 4, "width": 32, "heads": 4, "query_groups": 2, "head_width": 12, "qkv_bias": True, "qk_norm": True}
 SETTINGS: dict[str, Any] = {
     "model": SHAPE,
     "training": {"token_budget": 10 * 8 * 64, "optimizer": {"learning_rate": 1e-2}},

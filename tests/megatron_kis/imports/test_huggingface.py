@@ -19,13 +19,10 @@ from megatron_kis.config.run import RunConfig
 from megatron_kis.convert.from_huggingface import import_huggingface
 from megatron_kis.convert.llama import join_qkv, split_qkv
 from megatron_kis.convert.to_huggingface import export_huggingface
-from megatron_kis.distributed.device import open_device
-from megatron_kis.distributed.groups import close_groups, open_groups
-from megatron_kis.engine.engine import Engine
 from megatron_kis.training.inputs import open_inputs
 from megatron_kis.training.trainer import train
 from tests.conftest import TINY_VOCABULARY
-from tests.megatron_kis.imports.models import ROWS, make_model
+from tests.megatron_kis.imports.models import ROWS, make_model, our_logits, run_from
 from tests.megatron_kis.ranks import finish
 from tests.run_files import losses
 from tests.runs import NO_FACTS
@@ -36,12 +33,40 @@ safetensors = pytest.importorskip("safetensors.torch")
 MakeRun = Callable[..., RunConfig]
 TIED = {"num_key_value_heads": 2, "rms_norm_eps": 1e-3, "rope_theta": 700.0, "tie_word_embeddings": True}
 UNTIED = {"num_key_value_heads": 4, "tie_word_embeddings": False}
-
-
-def run_from(start: Path, make: MakeRun, **changes: Any) -> RunConfig:
-    """A run that begins with a start; its data keep the tokenizer that the start's has been made from."""
-    model = json.loads((start / "start.json").read_text())["model"]
-    return make(model={**model, "init_from": start}, **changes)
+OTHERS: dict[str, dict[str, Any]] = {
+    "Qwen2": {"kind": "Qwen2", "num_key_value_heads": 2, "rms_norm_eps": 1e-3},
+    "Qwen2 with an unused window, tied": {
+        "kind": "Qwen2",
+        "num_key_value_heads": 4,
+        "sliding_window": 16,
+        "use_sliding_window": False,
+        "tie_word_embeddings": True,
+    },
+    "Qwen3 with heads of its own width": {"kind": "Qwen3", "num_key_value_heads": 2, "head_dim": 12},
+    "Qwen3 of one group, tied": {
+        "kind": "Qwen3",
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "rope_theta": 1e6,
+        "tie_word_embeddings": True,
+    },
+    "Mistral without a window": {"kind": "Mistral", "num_key_value_heads": 2, "sliding_window": None},
+    "Mistral with a window of all positions": {"kind": "Mistral", "num_key_value_heads": 2, "sliding_window": 64},
+    "Mistral with heads of its own width": {
+        "kind": "Mistral",
+        "num_key_value_heads": 2,
+        "sliding_window": None,
+        "head_dim": 12,
+    },
+    "Mistral whose width its heads do not divide": {
+        "kind": "Mistral",
+        "num_attention_heads": 3,
+        "num_key_value_heads": 3,
+        "sliding_window": None,
+        "head_dim": 12,
+    },
+}
+"""Other architectures: the same layers under another name, or with biases or norms of queries and keys."""
 
 
 def their_logits(folder: Path, rows: torch.Tensor) -> torch.Tensor:
@@ -49,19 +74,6 @@ def their_logits(folder: Path, rows: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         logits: torch.Tensor = model(rows).logits
     return logits
-
-
-def our_logits(config: RunConfig, rows: torch.Tensor) -> torch.Tensor:
-    device = open_device("cpu")
-    layout = open_groups(device)
-    try:
-        engine = Engine(config, vocabulary=ROWS, layout=layout, device=device)
-        engine.chunks[0].eval()
-        with torch.no_grad():
-            logits: torch.Tensor = engine.chunks[0](rows, torch.arange(rows.shape[1]).expand_as(rows), None)
-        return logits
-    finally:
-        close_groups()
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["fp32", "bf16"])
@@ -78,8 +90,28 @@ def test_an_imported_model_has_the_logits_of_transformers(
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("changes", OTHERS.values(), ids=OTHERS)
+def test_a_model_of_another_architecture_has_the_logits_of_transformers_and_comes_back(
+    tiny_run: MakeRun, tiny_data: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    folder = make_model(tmp_path / "hf", tiny_data, **changes)
+    start = import_huggingface(folder, tmp_path / "start")
+    rows = torch.from_numpy(np.random.default_rng(0).integers(0, TINY_VOCABULARY, (4, 40)))
+    expected = their_logits(folder, rows)
+    assert expected.std() > 0.3
+    config = run_from(start.folder, tiny_run)
+    torch.testing.assert_close(our_logits(config, rows), expected, rtol=0, atol=1e-4)
+    exported = export_huggingface(start.folder, tmp_path / "exported")
+    assert torch.equal(their_logits(exported, rows), expected)
+    assert json.loads((exported / "config.json").read_text())["max_position_embeddings"] == 64
+    there, here = (safetensors.load_file(place / "model.safetensors") for place in (folder, exported))
+    assert sorted(there) == sorted(here)
+    for name, tensor in there.items():
+        assert torch.equal(here[name], tensor), name
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [TIED, UNTIED], ids=["tied", "untied"])
+@pytest.mark.parametrize("changes", [TIED, UNTIED, OTHERS["Qwen3 with heads of its own width"]], ids=str)
 def test_export_gives_back_every_tensor_bit_for_bit(
     tiny_run: MakeRun, tiny_data: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
@@ -100,11 +132,20 @@ def test_export_gives_back_every_tensor_bit_for_bit(
 
 @pytest.mark.slow
 @pytest.mark.distributed
-@pytest.mark.parametrize("layout", [{"tensor": 2}, {"pipeline": 2}], ids=["tensor", "pipeline"])
+@pytest.mark.parametrize(
+    ("layout", "changes"),
+    [
+        ({"tensor": 2}, TIED),
+        ({"pipeline": 2}, TIED),
+        ({"tensor": 2}, OTHERS["Qwen2"]),
+        ({"tensor": 2}, OTHERS["Qwen3 with heads of its own width"]),
+    ],
+    ids=["tensor", "pipeline", "tensor, Qwen2", "tensor, Qwen3"],
+)
 def test_training_starts_at_the_loss_of_the_model_under_every_layout(
-    tiny_run: MakeRun, tiny_data: Path, tmp_path: Path, layout: dict[str, int]
+    tiny_run: MakeRun, tiny_data: Path, tmp_path: Path, layout: dict[str, int], changes: dict[str, Any]
 ) -> None:
-    folder = make_model(tmp_path / "hf", tiny_data, **TIED)
+    folder = make_model(tmp_path / "hf", tiny_data, **changes)
     start = import_huggingface(folder, tmp_path / "start")
     settings = {"logging": {"every": 1}, "training": {"token_budget": 6 * 8 * 64}, "infusion": NO_FACTS}
     alone = run_from(start.folder, tiny_run, name="alone", **settings)
@@ -162,7 +203,10 @@ def test_rows_that_belong_to_no_piece_are_padded_or_dropped(tiny_data: Path, tmp
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
         ({"attention_bias": True}, "attention_bias is not supported"),
         ({"sliding_window": 128}, "sliding_window is not supported"),
-        ({"head_dim": 16}, "head_dim 16 is not supported"),
+        ({"head_dim": 16}, r"self_attn\.o_proj\.weight is \(32, 32\), config\.json says \(32, 64\)"),
+        ({"head_dim": 7}, r"model\.head_width is 7"),
+        ({"vocab_size": 640}, r"embed_tokens\.weight is \(512, 32\), config\.json says \(640, 32\)"),
+        ({"model_type": "olmo"}, "model_type 'olmo' is not supported: its norms"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_type 'llama3' is not supported"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type 'yarn' is not supported"),
         ({"quantization_config": {"bits": 4}}, "quantization_config is not supported"),

@@ -22,7 +22,8 @@ with quiet_megatron():
 def full_weights(tied: bool, *, tensor: int = 1, pipeline: int = 1, virtual: int = 1, seed: int = 0) -> dict[str, Any]:
     """Whole weights by name, put together from every rank's part by Megatron-Core's account of where it belongs."""
     whole: dict[str, torch.Tensor] = {}
-    shape = ModelShape(layers=4, width=32, heads=4, query_groups=2, ffn_width=48, tied_embeddings=tied)
+    own: dict[str, Any] = {"head_width": 12, "qkv_bias": True, "qk_norm": True}
+    shape = ModelShape(layers=4, width=32, heads=4, query_groups=2, ffn_width=48, tied_embeddings=tied, **own)
     for stage in range(pipeline):
         for tensor_rank in range(tensor):
             with fake_rank(tensor, pipeline, stage, tensor_rank=tensor_rank, virtual=virtual) as layout:
@@ -58,6 +59,13 @@ def test_a_seed_has_the_same_full_weights_under_every_layout(layout: dict[str, i
     for name, weight in alone.items():
         assert torch.isfinite(weight).all(), name
         assert torch.equal(shared[name], weight), name
+
+
+def test_biases_begin_at_zero_and_norms_at_one() -> None:
+    weights = {name.removeprefix("decoder.layers."): tensor for name, tensor in full_weights(True).items()}
+    assert weights["self_attention.linear_qkv.bias"].eq(0).all()
+    assert weights["self_attention.q_layernorm.weight"].eq(1).all()
+    assert weights["self_attention.k_layernorm.weight"].shape == (4, 12)
 
 
 def test_another_seed_has_other_weights() -> None:

@@ -25,13 +25,18 @@ from megatron_kis.planning.work import Work
 from tests.megatron_kis.fake_rank import fake_rank
 
 VOCABULARY = 32_000
+LIKE_QWEN = {
+    "qwen2": ModelShape(8, 896, 14, 2, 4864, qkv_bias=True),
+    "qwen3": ModelShape(8, 1024, 16, 8, 3072, head_width=128, qk_norm=True),
+    "both": ModelShape(8, 1024, 16, 8, 3072, head_width=128, qkv_bias=True, qk_norm=True),
+}
 LAYOUTS = [(tensor, pipeline) for tensor in (1, 2, 8) for pipeline in (1, 2, 8)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [*PRESETS, *LIKE_QWEN])
 def test_a_rank_holds_the_parameters_that_the_plan_says(name: str) -> None:
-    shape, checked = PRESETS[name], 0
+    shape, checked = (PRESETS | LIKE_QWEN)[name], 0
     for tensor, pipeline in LAYOUTS:
         parts = (shape.heads, shape.query_groups, shape.ffn_width)
         if any(part % tensor for part in parts) or shape.layers % pipeline:
@@ -97,6 +102,18 @@ def test_a_layer_keeps_the_bytes_that_the_plan_says(recompute: Recompute, tensor
         for layers in (1, 3)
     )
     work = host(ModelShape(1, 64, 4, groups, 160, False), Split(tensor=tensor, recompute=recompute))
+    assert (three - one) / 2 == pytest.approx(activations.kept(activations.layers(work, 1)), rel=0.01)
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective"])
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_a_layer_of_normed_queries_keeps_the_bytes_that_the_plan_says(recompute: Recompute, tensor: int) -> None:
+    shape = {
+        layers: ModelShape(layers, 64, 4, 2, 160, False, head_width=24, qkv_bias=True, qk_norm=True)
+        for layers in (1, 3)
+    }
+    one, three = (kept(shape[layers], tensor, recompute, length=96, batch=3, vocabulary=512) for layers in (1, 3))
+    work = host(shape[1], Split(tensor=tensor, recompute=recompute))
     assert (three - one) / 2 == pytest.approx(activations.kept(activations.layers(work, 1)), rel=0.01)
 
 

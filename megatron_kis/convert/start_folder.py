@@ -1,0 +1,106 @@
+"""Writes an imported model as a start: its tables fitted to its tokenizer, the tokenizer next to them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_kis.checkpoint.initial_weights import write_start
+from megatron_kis.checkpoint.start import Start, open_start
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.files import write_json
+from megatron_kis.config.ladder import ModelShape
+from megatron_kis.config.vocabulary import padded_vocabulary
+from megatron_kis.convert.llama import EMBEDDING, OUTPUT
+from megatron_kis.data_tools.tokenizers.base import META_SCHEMA, Tokenizer
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
+
+
+def check_output(output: Path) -> None:
+    """Refuses a folder that something is in, before any work."""
+    if output.exists() and any(output.iterdir()):
+        raise InputError("the folder is not empty", where=str(output), remedy="choose another output")
+
+
+def write_start_folder(
+    output: Path,
+    stored: dict[str, torch.Tensor],
+    shape: ModelShape,
+    *,
+    tokenizer: Path | None,
+    eod: str | None,
+    record: dict[str, Any],
+) -> Start:
+    """Writes a start; nothing is left of one that fails.
+
+    Args:
+        output: a folder that does not exist, or is empty.
+        stored: whole tensors under the names of a checkpoint (``stored_names``).
+        shape: shape of the model.
+        tokenizer: file of the tokenizer; None to write none, and to leave the tables as they are.
+        eod: spelling of the token that ends documents; None for the tokenizer's own.
+        record: further content of ``start.json``.
+
+    Returns:
+        The start.
+
+    Raises:
+        InputError: a tokenizer that cannot be read, or has more pieces than the embedding rows; or ``eod`` is none of
+            its tokens.
+    """
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        given = stored[EMBEDDING].shape[0]
+        rows, entry = padded_vocabulary(given), None
+        if tokenizer is not None:
+            taken = _take_tokenizer(tokenizer, partial, eod)
+            if given < taken.vocab_size:
+                problem = f"has {taken.vocab_size} pieces, the embedding only {given} rows"
+                raise InputError(problem, where=str(tokenizer), remedy="give the model's own tokenizer")
+            rows = padded_vocabulary(taken.vocab_size)
+            entry = {"file": tokenizer.name, "fingerprint": taken.fingerprint, "eod_id": taken.eod_id}
+        for table in (EMBEDDING, OUTPUT):
+            if table in stored:
+                stored[table] = _resized(stored[table], rows)
+        counts = {"rows_added": max(0, rows - given), "rows_dropped": max(0, given - rows)}
+        write_start(partial, stored, shape, vocabulary=rows, record={**record, **counts, "tokenizer": entry})
+        if output.exists():
+            output.rmdir()
+        partial.rename(output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return open_start(output, shape, vocabulary=rows)
+
+
+def _resized(table: torch.Tensor, rows: int) -> torch.Tensor:
+    """Removes rows of no piece, or appends rows of zeros."""
+    kept = table[:rows]
+    return torch.cat([kept, kept.new_zeros(rows - len(kept), kept.shape[1])])
+
+
+def _take_tokenizer(source: Path, target: Path, eod: str | None) -> Tokenizer:
+    """Copies the tokenizer, and records which token ends documents."""
+    name = source.name
+    if source.suffix != ".json":
+        if eod is not None:
+            raise InputError("cannot be chosen", where="--eod", remedy=f"a {name} names its own")
+        taken = load_tokenizer(source)
+        for path in (source, source.with_name(f"{name}.meta.json")):
+            if path.is_file():
+                shutil.copyfile(path, target / path.name)
+        return taken
+    shutil.copyfile(source, target / name)
+    tokenizer = load_tokenizer(source)
+    meta = {"schema": META_SCHEMA, "kind": "huggingface", "eod": eod or tokenizer.piece(tokenizer.eod_id)}
+    write_json(target / f"{name}.meta.json", meta)
+    taken = load_tokenizer(target / name)
+    if taken.piece(taken.eod_id) != meta["eod"]:
+        raise InputError(f"{eod!r} is no token of {source}", where="--eod", remedy="name one of its tokens")
+    full = {**meta, "vocab_size": taken.vocab_size, "eod_id": taken.eod_id, "fingerprint": taken.fingerprint}
+    write_json(target / f"{name}.meta.json", full)
+    return taken
