@@ -152,7 +152,7 @@ def _eod(path: Path, tokenizer: Any) -> tuple[str, tuple[str, ...]]:
     remedy = f"name it in {meta.name}: {example}"
     usual = next((name for name in _USUAL_NAMES if tokenizer.token_to_id(name) is not None), None)
     for side, key in ((meta, "eod"), (config, "eos_token")):
-        named = read_meta(path).get(key) if side == meta else _from_config(config, key)
+        named = read_meta(path).get(key) if side == meta else named_in_config(config, key)
         if named is None:
             continue
         if not isinstance(named, str) or tokenizer.token_to_id(named) is None:
@@ -178,7 +178,7 @@ def _frame_remarks(tokenizer: HuggingFaceTokenizer, path: Path) -> Iterator[str]
     if tokenizer.eod_id in after:
         yield f"{path.name} itself puts {eod} after a text: documents end with it twice"
     config = path.with_name("tokenizer_config.json")
-    wanted = _from_config(config, "add_bos_token")
+    wanted = named_in_config(config, "add_bos_token")
     if wanted is True and not before:
         yield f"{config.name} has add_bos_token, but {path.name} puts no token before a text: documents begin with none"
     if wanted is False and before:
@@ -252,7 +252,7 @@ def _texts(tokenizer: Any, vocab_size: int) -> Iterator[str]:
             yield tokenizer.decode([token], skip_special_tokens=False)
 
 
-def _from_config(config: Path, key: str) -> Any:
+def named_in_config(config: Path, key: str) -> Any:
     """Returns a value of ``tokenizer_config.json``; None where there is no file or no such key."""
     if not config.exists():
         return None

@@ -23,6 +23,7 @@ from megatron_kis.config.vocabulary import padded_vocabulary
 from megatron_kis.convert.llama import from_llama, llama_shapes
 from megatron_kis.data_tools.tokenizers.base import META_SCHEMA, Tokenizer
 from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
+from megatron_kis.huggingface.folder import weight_files
 
 _KINDS = ("llama", "mistral")
 """Values of ``model_type``: the same layers under two names, without a sliding window."""
@@ -74,7 +75,7 @@ def import_huggingface(source: Path, output: Path, *, eod: str | None = None) ->
             "rows_added": max(0, rows - given),
             "rows_dropped": max(0, given - rows),
             "tokenizer": {"file": name, "fingerprint": tokenizer.fingerprint, "eod_id": tokenizer.eod_id},
-            "source": {path.name: sha256_file(path) for path in (source / "config.json", *_parts(source))},
+            "source": {path.name: sha256_file(path) for path in (source / "config.json", *weight_files(source))},
         }
         write_start(partial, from_llama(tensors, shape), shape, vocabulary=rows, record=record)
         if output.exists():
@@ -136,25 +137,6 @@ def _foreign(config: Mapping[str, Any], head: int, base: float) -> Iterator[tupl
         yield name, bool(config.get(name))
 
 
-def _parts(source: Path) -> list[Path]:
-    """Lists the files of the weights."""
-    found = sorted(source.glob("*.safetensors"))
-    index = source / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(set(parse_json(read_text(index), where=str(index))["weight_map"].values()))
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise InputError("not an index of safetensors files", where=str(index)) from None
-        if any(Path(name).name != name for name in names):
-            raise InputError("names a file outside its folder", where=str(index))
-        return [source / name for name in names]
-    if found:
-        return found
-    pickled = any(source.glob("*.bin")) or any(source.glob("*.pt*"))
-    problem = "has only pickled weights, which are not read" if pickled else "has no *.safetensors"
-    raise InputError(problem, where=str(source), remedy="save it with safe_serialization=True")
-
-
 def _weights(source: Path, shape: ModelShape) -> dict[str, torch.Tensor]:
     """Reads all weights, and checks their shapes against the configuration."""
     try:
@@ -163,7 +145,7 @@ def _weights(source: Path, shape: ModelShape) -> dict[str, torch.Tensor]:
     except ImportError:
         raise InputError("safetensors is needed to import", remedy="pip install 'megatron-kis[export]'") from None
     tensors: dict[str, torch.Tensor] = {}
-    for path in _parts(source):
+    for path in weight_files(source):
         try:
             tensors |= load_file(path)
         except (OSError, SafetensorError) as error:
