@@ -55,7 +55,8 @@ def check_kind(options: argparse.Namespace) -> None:
         (_OF_MODELS, "it belongs to --model DIR") if options.model is None else (_OF_RUNS, "it belongs to RUN_DIR")
     )
     for name in foreign:
-        if getattr(options, name) not in (None, False, _DEFAULTS.get(name)):
+        given = getattr(options, name)
+        if given is not None and given is not False and given != _DEFAULTS.get(name):
             flag = "RUN_DIR" if name == "run" else f"--{name.replace('_', '-')}"
             raise InputError(
                 f"does not go with {'a run' if options.model is None else '--model'}", where=flag, remedy=remedy

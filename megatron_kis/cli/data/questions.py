@@ -8,7 +8,7 @@ from pathlib import Path
 from megatron_kis.cli.data.options import add_step
 from megatron_kis.cli.data.render import add_question_options
 from megatron_kis.cli.outputs import new_file
-from megatron_kis.common.errors import InputError, printable
+from megatron_kis.common.errors import printable
 
 
 def add_questions(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -37,8 +37,6 @@ def _questions(options: argparse.Namespace) -> int:
     read = [options.facts, options.templates, model, *([options.paraphrases] if options.paraphrases else [])]
     refuse_own_outputs(read, [options.output])
     facts = load_facts(options.facts)
-    if not facts:
-        raise InputError("has no facts", where=str(options.facts), remedy="make them with kis data facts")
     templates = load_templates(options.templates, relations=sorted({fact.relation for fact in facts}))
     tokenizer, progress = load_tokenizer(model), console_progress()
     first = first_of_model(tokenizer, model)
