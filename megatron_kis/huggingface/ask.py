@@ -106,18 +106,10 @@ def probe_model(
     if not len(asked.table):
         raise InputError("there are no questions", where=where)
     check_fits(asked, getattr(model, "config", None), where=where)
-    bos_id, *_ = asked.first_tokens
     with _evaluating(model):
-        scorer = CausalScorer(model, batch_tokens=batch_tokens, bos_id=bos_id, progress=progress)
-        check_vocabulary(asked, scorer.vocabulary, where=where)
-        longest = int(asked.table.tokens.lengths.argmax())
-        check_causal(scorer, asked.table.tokens[longest], bos_id)
-        probe, because = None, "prefix trees were not wanted"
-        if trees:
-            probe = Probe(asked, batch_size=batch_tokens)
-            because = why_no_trees(scorer, model, probe.trees, bos_id) or ""
-        if probe is None or because:
-            probe = Probe(asked, batch_size=batch_tokens, branching=False)
+        scorer, probe, because = laid_out(
+            model, asked, batch_tokens=batch_tokens, trees=trees, progress=progress, where=where
+        )
         result = probe.evaluate(scorer.score)
     assert result is not None
     computed = {
@@ -127,6 +119,45 @@ def probe_model(
         "dtype": str(scorer.dtype).removeprefix("torch."),
     }
     return ModelAnswers(result, asked, probe.settings(), computed, count_parameters(model))
+
+
+def laid_out(
+    model: torch.nn.Module,
+    questions: QuestionSet,
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+    trees: bool = True,
+    progress: Progress | None = None,
+    where: str = "questions",
+) -> tuple[CausalScorer, Probe, str]:
+    """Lays questions out for a model, in trees if a try of them gives the scores of single statements.
+
+    Args:
+        model: as for ``probe_model``, in evaluation mode.
+        questions: the questions.
+        batch_tokens: as for ``probe_model``.
+        trees: as for ``probe_model``.
+        progress: where to report.
+        where: their file, for messages.
+
+    Returns:
+        What scores the layout, the layout, and why it has no trees (empty where it has).
+
+    Raises:
+        InputError: as ``probe_model``.
+    """
+    bos_id, *_ = questions.first_tokens
+    scorer = CausalScorer(model, batch_tokens=batch_tokens, bos_id=bos_id, progress=progress)
+    check_vocabulary(questions, scorer.vocabulary, where=where)
+    longest = int(questions.table.tokens.lengths.argmax())
+    check_causal(scorer, questions.table.tokens[longest], bos_id)
+    because = "prefix trees were not wanted"
+    if trees:
+        probe = Probe(questions, batch_size=batch_tokens)
+        because = why_no_trees(scorer, model, probe.trees, bos_id) or ""
+        if not because:
+            return scorer, probe, because
+    return scorer, Probe(questions, batch_size=batch_tokens, branching=False), because
 
 
 def check_fits(questions: QuestionSet, config: Any, *, where: str) -> None:

@@ -15,8 +15,7 @@ from megatron_kis.data_tools.facts.fact import load_facts
 from megatron_kis.data_tools.rendering.templates import load_templates
 from megatron_kis.data_tools.selection.exports import export_bear
 from megatron_kis.huggingface import load_model
-from megatron_kis.huggingface.scorer import CausalScorer
-from megatron_kis.probes.probe import Probe
+from megatron_kis.huggingface.ask import laid_out
 from megatron_kis.probes.questions import QuestionSet, read_questions
 from megatron_kis.probes.scoring import RULES
 from tests.megatron_kis.huggingface.conftest import Asked
@@ -26,8 +25,8 @@ pytestmark = [pytest.mark.compare, pytest.mark.slow]
 
 def option_scores(model: Path, questions: QuestionSet) -> list[np.ndarray]:
     """[options, rules] of each question, from prefix trees."""
-    scorer = CausalScorer(load_model(model), batch_tokens=4096, bos_id=questions.first_tokens[0])
-    probe = Probe(questions, batch_size=256)
+    scorer, probe, because = laid_out(load_model(model), questions)
+    assert not because
     scores, _ = probe._option_scores(scorer.score(probe.trees))
     return np.split(scores, np.cumsum([len(question.options) for question in questions.questions])[:-1])
 
