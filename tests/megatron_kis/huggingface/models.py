@@ -51,9 +51,8 @@ def make_model(kind: str, settings: dict[str, Any], *, seed: int = 0) -> Any:
     import transformers
 
     torch.manual_seed(seed)
-    config = transformers.AutoConfig.for_model(
-        kind, vocab_size=ROWS, bos_token_id=0, eos_token_id=0, pad_token_id=0, **settings
-    )
+    usual = {"vocab_size": ROWS, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    config = transformers.AutoConfig.for_model(kind, **{**usual, **settings})
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1 and "norm" in name:
