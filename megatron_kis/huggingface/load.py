@@ -13,6 +13,7 @@ import torch
 from megatron_kis.common.errors import InputError, JobError, nearest
 from megatron_kis.common.extras import import_extra
 from megatron_kis.huggingface.folder import PURPOSE, check_model_folder
+from megatron_kis.huggingface.scorer import first_line
 
 DTYPES = {
     "auto": "auto",
@@ -37,7 +38,7 @@ def read_config(folder: Path) -> Any:
     try:
         return transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises what it likes for a damaged file
-        raise InputError(_first_line(error), where=str(folder / "config.json")) from None
+        raise InputError(first_line(error), where=str(folder / "config.json")) from None
 
 
 def check_choices(dtype: str, device: str, device_map: str | None) -> None:
@@ -111,7 +112,7 @@ def load_model(
         except torch.OutOfMemoryError:
             raise JobError(f"{folder} does not fit into memory; use --dtype bfloat16 or --device-map auto") from None
         except Exception as error:  # transformers and safetensors raise what they like for damaged files
-            raise InputError(f"cannot be loaded ({_first_line(error)})", where=str(folder)) from None
+            raise InputError(f"cannot be loaded ({first_line(error)})", where=str(folder)) from None
     for key, what in (("missing_keys", "lacks"), ("mismatched_keys", "has another shape of")):
         if info.get(key):
             names = sorted(map(str, info[key]))
@@ -136,7 +137,3 @@ def _quiet(transformers: Any) -> Iterator[None]:
         logging.set_verbosity(before)
         if bars:
             logging.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -24,6 +24,8 @@ from megatron_kis.probes.prefix_tree import EdgeScores, PackedPrefixTrees
 from megatron_kis.probes.readout import to_device
 from megatron_kis.probes.row_tensors import attention_mask, fitted
 
+_NEEDED = "logits [rows, tokens, vocabulary] of tokens [rows, tokens] are needed"
+_CALLED_WRONGLY = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError)
 _TRIED = 4  # tokens of the batch with which the output layer is tried
 
 
@@ -71,15 +73,30 @@ class CausalScorer:
         """Type of the weights."""
         tokens = torch.full((1, _TRIED), bos_id, device=self.device)
         with torch.no_grad():
-            logits = self._call({"tokens": tokens})
-            if logits.dim() != 3 or logits.shape[:2] != tokens.shape:
-                problem = f"gives {tuple(logits.shape)} for tokens of {tuple(tokens.shape)}"
-                raise InputError(problem, where="model", remedy="logits [rows, tokens, vocabulary] are needed")
+            logits = self._first_call(tokens)
             self.vocabulary = logits.shape[-1]
             """Number of tokens that have a logit."""
             self._head = Head(model, partial(self._call, {"tokens": tokens}))
         # Logits that are not made in blocks are held all at once.
         self._batch_tokens = batch_tokens if self._head.in_blocks else min(batch_tokens, _most_nodes(self.vocabulary))
+
+    def _first_call(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Returns the logits of a few tokens.
+
+        Raises:
+            InputError: as the constructor.
+        """
+        try:
+            logits = self._call({"tokens": tokens})
+        except _CALLED_WRONGLY as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise JobError("the model leaves no memory to ask it; use more devices, or a shorter dtype") from None
+            problem = f"cannot be called with tokens alone ({type(error).__name__}: {first_line(error)})"
+            raise InputError(problem, where="model", remedy=_NEEDED) from None
+        if logits.dim() != 3 or logits.shape[:2] != tokens.shape:
+            problem = f"gives {tuple(logits.shape)} for tokens of {tuple(tokens.shape)}"
+            raise InputError(problem, where="model", remedy=_NEEDED)
+        return logits
 
     @property
     def takes_trees(self) -> bool:
@@ -153,9 +170,13 @@ class CausalScorer:
             given = self._model(sent["tokens"], **named)
         logits = getattr(given, "logits", given[0] if isinstance(given, tuple) else given)
         if not isinstance(logits, torch.Tensor):
-            problem = f"gives {type(given).__name__}"
-            raise InputError(problem, where="model", remedy="logits [rows, tokens, vocabulary] are needed")
+            raise InputError(f"gives {type(given).__name__}", where="model", remedy=_NEEDED)
         return logits
+
+
+def first_line(error: Exception) -> str:
+    """Returns the beginning of an error's message, for a message of one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _most_nodes(vocabulary: int) -> int:

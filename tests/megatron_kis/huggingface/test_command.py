@@ -100,6 +100,34 @@ def test_another_tokenizer_cuts_the_statements_again(asked: Asked, tmp_path: Pat
     assert "the statements were tokenized again with the tokenizer of the model" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("how", "token", "rule"),
+    [
+        ("frame", "<s>", "what the tokenizer puts before a document"),
+        ("bos_token", "<s>", "bos_token of tokenizer_config.json"),
+        ("no bos_token", "<|endoftext|>", "eod"),
+    ],
+)
+def test_the_token_before_each_statement_is_that_of_the_tokenizer(
+    how: str, token: str, rule: str, asked: Asked, tmp_path: Path, capsys: Printed
+) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    folder = write_tokenizer(tmp_path, TEXTS, bos="<s>")
+    path, config = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    if how == "frame":
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        before = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+        tokenizer.post_processor = before
+        tokenizer.save(str(path))
+    if how == "no bos_token":
+        config.write_text(config.read_text().replace('"<s>"', "null"))
+    words = ["--facts", asked.facts, "--templates", asked.templates, "--tokenizer", folder]
+    assert main(["data", "questions", *map(str, words), "--output", str(tmp_path / "q.jsonl")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"before each statement: {token} ({rule})"
+    header = json.loads((tmp_path / "q.jsonl").read_text().splitlines()[0])
+    assert (header["first_tokens"], header["bos"]) == ([int(token == "<s>")], rule)
+
+
 def test_answers_of_several_models_become_curves(asked: Asked, tmp_path: Path, capsys: Printed) -> None:
     curves = tmp_path / "curves.csv"
     words = ["probe", "--model", asked.model, "--questions", asked.questions, "--curves", curves, "--tokens", "1M"]

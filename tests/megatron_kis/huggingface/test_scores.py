@@ -142,6 +142,8 @@ def test_what_is_no_causal_model_is_refused(questions: QuestionSet) -> None:
         probe_model(_Returning({}), None, questions)
     with pytest.raises(InputError, match=r"gives \(3,\) for tokens of \(1, 4\)"):
         probe_model(_Returning(torch.zeros(3)), None, questions)
+    with pytest.raises(InputError, match=r"cannot be called with tokens alone \(TypeError: .* logits \[rows"):
+        probe_model(_NeedingMore(), None, questions)
 
 
 class _Returning(torch.nn.Module):
@@ -151,6 +153,11 @@ class _Returning(torch.nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> Any:
         return self.value
+
+
+class _NeedingMore(torch.nn.Module):
+    def forward(self, input_ids: torch.Tensor, decoder_input_ids: torch.Tensor) -> Any:
+        return decoder_input_ids
 
 
 def test_scores_that_are_no_numbers_are_refused(questions: QuestionSet) -> None:
