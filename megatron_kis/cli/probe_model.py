@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,6 +72,10 @@ def check_kind(options: argparse.Namespace) -> None:
             raise InputError("is for the row of a curve", where=f"--{name}", remedy="give --curves FILE.csv, too")
         if options.curves is not None and not given and name != "seed":
             raise InputError("is missing", where=f"--{name}", remedy="a row of --curves needs it")
+    if options.frequency is not None and not 0 <= options.frequency < math.inf:
+        raise InputError(f"is {options.frequency}", where="--frequency", remedy="0 or more exposures")
+    if options.seed is not None and options.seed < 0:
+        raise InputError(f"is {options.seed}", where="--seed", remedy="0 or more")
     spare_inputs(options, ("outcomes", "curves"), ("questions",))
 
 

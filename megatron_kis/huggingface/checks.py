@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from megatron_kis.common.errors import InputError, JobError
-from megatron_kis.huggingface.scorer import CausalScorer, first_line
+from megatron_kis.huggingface.scorer import CausalScorer, in_one_line
 from megatron_kis.probes.prefix_tree import PackedPrefixTrees, build_prefix_trees
 from megatron_kis.probes.ragged import Ragged
 
@@ -78,7 +78,7 @@ def why_no_trees(scorer: CausalScorer, model: torch.nn.Module, trees: PackedPref
     try:
         found = scorer.score(tree, quiet=True).log_probs
     except _REFUSALS as error:
-        return f"the model takes no 4-D mask ({type(error).__name__}: {first_line(error)})"
+        return f"the model takes no 4-D mask ({type(error).__name__}: {in_one_line(error)})"
     pairs = zip(plain.path_of.tolist(), tree.path_of.tolist(), strict=True)
     differences = [wanted[plain.paths[one]] - found[tree.paths[two]] for one, two in pairs]
     difference = float(np.abs(np.concatenate(differences)).mean())

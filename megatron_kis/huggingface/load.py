@@ -13,7 +13,7 @@ import torch
 from megatron_kis.common.errors import InputError, JobError, nearest
 from megatron_kis.common.extras import import_extra
 from megatron_kis.huggingface.folder import PURPOSE, check_model_folder
-from megatron_kis.huggingface.scorer import first_line
+from megatron_kis.huggingface.scorer import in_one_line
 
 DTYPES = {
     "auto": "auto",
@@ -38,7 +38,7 @@ def read_config(folder: Path) -> Any:
     try:
         return transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises what it likes for a damaged file
-        raise InputError(first_line(error), where=str(folder / "config.json")) from None
+        raise InputError(in_one_line(error), where=str(folder / "config.json")) from None
 
 
 def check_choices(dtype: str, device: str, device_map: str | None) -> None:
@@ -104,6 +104,7 @@ def load_model(
     import_extra("safetensors", PURPOSE, extra="export")
     settings: dict[str, Any] = {"config": config, "local_files_only": True, "trust_remote_code": False}
     settings |= {"use_safetensors": True, "torch_dtype": DTYPES[dtype], "output_loading_info": True}
+    settings["ignore_mismatched_sizes"] = True  # refused below, by name
     if device_map is not None:
         settings["device_map"] = device_map
     with _quiet(transformers):
@@ -112,7 +113,7 @@ def load_model(
         except torch.OutOfMemoryError:
             raise JobError(f"{folder} does not fit into memory; use --dtype bfloat16 or --device-map auto") from None
         except Exception as error:  # transformers and safetensors raise what they like for damaged files
-            raise InputError(f"cannot be loaded ({first_line(error)})", where=str(folder)) from None
+            raise InputError(f"cannot be loaded ({in_one_line(error)})", where=str(folder)) from None
     for key, what in (("missing_keys", "lacks"), ("mismatched_keys", "has another shape of")):
         if info.get(key):
             names = sorted(map(str, info[key]))

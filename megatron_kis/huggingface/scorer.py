@@ -91,7 +91,7 @@ class CausalScorer:
         except _CALLED_WRONGLY as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise JobError("the model leaves no memory to ask it; use more devices, or a shorter dtype") from None
-            problem = f"cannot be called with tokens alone ({type(error).__name__}: {first_line(error)})"
+            problem = f"cannot be called with tokens alone ({type(error).__name__}: {in_one_line(error)})"
             raise InputError(problem, where="model", remedy=_NEEDED) from None
         if logits.dim() != 3 or logits.shape[:2] != tokens.shape:
             problem = f"gives {tuple(logits.shape)} for tokens of {tuple(tokens.shape)}"
@@ -174,9 +174,9 @@ class CausalScorer:
         return logits
 
 
-def first_line(error: Exception) -> str:
-    """Returns the beginning of an error's message, for a message of one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+def in_one_line(error: Exception) -> str:
+    """Returns the beginning of an error's message, whatever lines it has."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _most_nodes(vocabulary: int) -> int:

@@ -20,6 +20,7 @@ from megatron_kis.probes.scoring import RULES
 from tests.megatron_kis.huggingface.conftest import TEXTS, Asked
 from tests.megatron_kis.huggingface.models import ROWS, write_model, write_tokenizer
 
+CURVE = ("--model", "model", "--questions", "q", "--curves", "c", "--tokens", "1M")
 Printed = pytest.CaptureFixture[str]
 
 
@@ -157,6 +158,9 @@ def test_answers_of_several_models_become_curves(asked: Asked, tmp_path: Path, c
         (("run", "--frequency", "0"), "--frequency: does not go with a run"),
         (("--model", "model", "--questions", "q", "--tokens", "5"), "--tokens: is for the row of a curve"),
         (("--model", "model", "--questions", "q", "--curves", "c"), "--tokens: is missing"),
+        ((*CURVE, "--frequency", "nan"), "--frequency: is nan; 0 or more exposures"),
+        ((*CURVE, "--frequency", "-1"), "--frequency: is -1.0"),
+        ((*CURVE, "--frequency", "1", "--seed", "-1"), "--seed: is -1"),
         (("--model", "model", "--questions", "q", "--outcomes", "q"), "--outcomes: q is read, too"),
         (("--model", "model", "--questions", "q", "--scoring", "summ"), "--scoring: no scoring rule 'summ'"),
         (("--model", "model", "--questions", "q", "--dtype", "fp8"), "--dtype: unknown dtype 'fp8'"),
@@ -196,6 +200,10 @@ def break_(asked: Asked, folder: Path, how: str) -> tuple[Path, Path]:
             (model / "model.safetensors").rename(model / "pytorch_model.bin")
         case "other weights":
             config["num_hidden_layers"] = 3
+        case "weights of another size":
+            config["intermediate_size"] = 50
+        case "damaged config":
+            config["hidden_size"] = "wide"
         case "damaged weights":
             (model / "model.safetensors").write_bytes(b"\x00" * 50)
         case "an encoder":
@@ -240,6 +248,8 @@ DAMAGE = {
     "a run": "is the folder of a run; kis probe",
     "pickled": "has only pickled weights, which are not read",
     "other weights": "lacks 9 tensors of the model, the first model.layers.2.",
+    "weights of another size": "has another shape of 6 tensors of the model, the first",
+    "damaged config": "hidden_size",
     "damaged weights": "cannot be loaded (",
     "an encoder": "architectures is ['BertForMaskedLM'], and the causal model of bert is BertLMHeadModel",
     "no head": "architectures is ['LlamaModel'], and the causal model of llama is LlamaForCausalLM",
