@@ -1,5 +1,8 @@
 """The probe next to LM-Pub-Quiz and lm-eval: same checkpoint, facts, templates, options and threads, in turns.
 
+The probe is measured twice: ``ours`` asks the run (``kis probe RUN_DIR``), ``exported`` its export to Hugging Face
+(``kis probe --model``), the same folder that the other tools get.
+
     python -m benchmarks.probes RUN_DIR --data FOLDER --peer ENV/bin/python [--subjects 0.05] [--templates 1]
         [--threads 1] [--device cuda]
 
@@ -28,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from megatron_kis.common.files import read_json_lines
 from megatron_kis.config.ladder import ModelShape
@@ -38,11 +42,16 @@ from megatron_kis.data_tools.rendering.statements import tokenize_in_batches
 from megatron_kis.data_tools.rendering.templates import Rendered, fill
 from megatron_kis.data_tools.tokenizers.base import Tokenizer
 from megatron_kis.evaluate.restore import restored
+from megatron_kis.huggingface.ask import BATCH_TOKENS, laid_out
+from megatron_kis.huggingface.load import load_model
+from megatron_kis.huggingface.tokens import tokenizer_of
 from megatron_kis.probes.forward import Scorer
 from megatron_kis.probes.probe import Probe
 from megatron_kis.probes.questions import QuestionSet
 from megatron_kis.probes.table import QuestionColumns
 from megatron_kis.training.artifacts import open_run
+
+_OWN = ("ours", "exported")
 
 
 def main() -> None:
@@ -54,6 +63,7 @@ def main() -> None:
     parser.add_argument("--subjects", type=float, default=1.0)
     parser.add_argument("--templates", type=int)
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--batch-tokens", type=int, default=BATCH_TOKENS)
     parser.add_argument("--peer-batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -83,8 +93,8 @@ def _take(source: Path, folder: Path, share: float, templates: int | None) -> No
 def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     past = open_run(options.run)
     config, tokenizer = past.config.model_copy(update={"device": options.device}), past.tokenizer
-    times: dict[str, list[dict[str, float]]] = {name: [] for name in ("ours", *options.tools)}
-    difference = dict.fromkeys(options.tools, 0.0)
+    times: dict[str, list[dict[str, float]]] = {name: [] for name in (*_OWN, *options.tools)}
+    difference = dict.fromkeys(("exported", *options.tools), 0.0)
     for _ in range(options.turns):
         peers = {tool: _peer(tool, options, folder) for tool in options.tools}
         with restored(options.run, config, vocabulary=tokenizer.vocab_size, step=None) as (engine, _):
@@ -103,6 +113,9 @@ def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             parts = dict(zip(("tokenizing", "layout", "model", "rules"), np.diff(spent).tolist(), strict=True))
             seconds = time.perf_counter() - clock
             times["ours"].append({"seconds": seconds, "processor": spent[-1] - spent[0], **parts})
+        exported, spent_there = _ask_exported(folder, options)
+        times["exported"].append(spent_there)
+        difference["exported"] = max(difference["exported"], float(np.abs(exported - scores[:, 0]).max()))
         for tool, peer in peers.items():
             times[tool].append({"seconds": peer["seconds"], "processor": peer["processor"]})
             found = {(relation, subject, template): values for relation, subject, template, values in peer["scores"]}
@@ -120,13 +133,38 @@ def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "nodes": probe.trees.nodes,
         **{name: _best(turns, facts, len(names), what=counts) for name, turns in times.items()},
         "ratios_by_turn": {
-            tool: [round(b[counts] / a[counts], 2) for a, b in zip(times["ours"], times[tool], strict=True)]
-            for tool in options.tools
+            own: {
+                tool: [round(b[counts] / a[counts], 2) for a, b in zip(times[own], times[tool], strict=True)]
+                for tool in options.tools
+            }
+            for own in _OWN
         },
         "largest_difference": difference,
         "floor_seconds": floor,
         "gflops_of_a_product": speed / 1e9,
     }
+
+
+def _ask_exported(folder: Path, options: argparse.Namespace) -> tuple[NDArray[np.float64], dict[str, float]]:
+    """Asks the exported model.
+
+    Returns:
+        The score of each option by rule ``statement``, and seconds.
+    """
+    model = load_model(folder / "model", dtype="float32", device=options.device)
+    tokenizer, _ = tokenizer_of(folder / "model")
+    clock, spent = time.perf_counter(), [time.process_time()]
+    questions, _ = _questions(folder / "data", tokenizer)
+    spent.append(time.process_time())
+    scorer, probe, because = laid_out(model, questions, batch_tokens=options.batch_tokens)
+    assert not because, because
+    spent.append(time.process_time())
+    edges = scorer.score(probe.trees)
+    spent.append(time.process_time())
+    scores, _ = probe._option_scores(edges)
+    spent.append(time.process_time())
+    parts = dict(zip(("tokenizing", "layout", "model", "rules"), np.diff(spent).tolist(), strict=True))
+    return scores[:, 0], {"seconds": time.perf_counter() - clock, "processor": spent[-1] - spent[0], **parts}
 
 
 def _best(turns: list[dict[str, float]], facts: int, questions: int, *, what: str) -> dict[str, float]:

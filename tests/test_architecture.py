@@ -142,6 +142,10 @@ def test_the_plan_and_the_scoring_rules_need_no_torch() -> None:
     assert not loaded_by(code + "import megatron_kis.study.grid\n") & HEAVY
 
 
+def test_models_of_others_are_asked_without_megatron_core() -> None:
+    assert not loaded_by("import megatron_kis.huggingface\n") & {"megatron.core", "transformers"}
+
+
 def test_a_study_is_checked_and_its_runs_started_without_torch() -> None:
     code = "import megatron_kis.training.inputs\nimport megatron_kis.study.conflicts\n"
     assert not loaded_by(code + "import megatron_kis.executor.executor\n") & HEAVY

@@ -7,6 +7,7 @@ row per fact and template::
      "answer": index of the right option, "options": [{"text", "tokens": [...], "span": [a, b)}, ...]}
 
 and ``"aliases"``, like ``options``, where the object has other names: right when a model completes the statement.
+``kis data questions`` adds ``"subject"`` and ``"sentence"`` (the template): other tokenizers can cut these, too.
 ``tokens`` is the whole statement with the option filled in, without end-of-document tokens before or after. ``span`` is
 the option's token range in it, read off the tokenized whole, so that the space before the option belongs to the option.
 The header's ``first_tokens`` are put before each statement when it is asked, and are not scored: what the tokenizer
@@ -75,6 +76,7 @@ def iter_questions(
     asked: int | None = None,
     paraphrases: Paraphrases | None = None,
     chosen: ChosenOptions | None = None,
+    texts: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Yields the rows of the questions file: facts in their order, splits and templates in theirs.
 
@@ -87,6 +89,7 @@ def iter_questions(
         asked: as in :func:`choose_options`.
         paraphrases: sentences of single facts, next to the templates.
         chosen: result of :func:`choose_fair_options` for the same arguments, if it was called before.
+        texts: add the subject and the sentence, from which other tokenizers make the statements.
     """
     chosen = chosen or choose_fair_options(
         facts, templates, tokenizer, distractors=distractors, seed=seed, asked=asked, paraphrases=paraphrases
@@ -112,6 +115,8 @@ def iter_questions(
                         "answer": answer,
                         "options": options,
                     }
+                    if texts:
+                        row |= {"subject": fact.subject, "sentence": template}
                     if fact.object_aliases:
                         row["aliases"] = fact.object_aliases
                     names = (*options, *fact.object_aliases)

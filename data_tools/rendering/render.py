@@ -12,16 +12,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from megatron_kis.common.errors import InputError
-from megatron_kis.common.files import write_json_lines
 from megatron_kis.common.progress import Progress
 from megatron_kis.common.terms import HELD_OUT, QUESTION, RENDERED_GROUPS
 from megatron_kis.data_tools.facts.fact import Fact
-from megatron_kis.data_tools.rendering.distractors import choose_fair_options
 from megatron_kis.data_tools.rendering.paraphrases import Paraphrases, with_paraphrases
-from megatron_kis.data_tools.rendering.questions import expected_size, iter_questions
+from megatron_kis.data_tools.rendering.question_file import QuestionDraft
 from megatron_kis.data_tools.rendering.templates import Templates, fill, wrong_articles
 from megatron_kis.data_tools.storage.exposures import write_exposure_index
 from megatron_kis.data_tools.storage.indexed import IndexedWriter, suffixed
@@ -126,23 +123,11 @@ def render(
     progress = progress or Progress()
     paraphrases = paraphrases or {}
     questions_path = suffixed(prefix, ".questions.jsonl")
-    if largest_questions is not None:
-        size = expected_size(facts, templates, tokenizer, distractors=distractors, asked=asked, paraphrases=paraphrases)
-        if size > largest_questions:
-            raise InputError(
-                f"would take about {size / 1e6:,.0f} MB, more than {largest_questions / 1e6:,.0f} MB",
-                where=str(questions_path),
-                remedy="ask with fewer distractors (--distractors), about fewer facts (--asked), with fewer templates,"
-                " or raise the limit (--largest-questions)",
-            )
-    chosen = choose_fair_options(
+    draft = QuestionDraft(
         facts, templates, tokenizer, distractors=distractors, seed=seed, asked=asked, paraphrases=paraphrases
     )
-    left_out = len(chosen.left_out)
-    if left_out:
-        progress.say(
-            f"  {left_out} facts are not asked about: too few options are wrong and distinguishable from the answer"
-        )
+    draft.check_size(largest_questions, where=str(questions_path))
+    draft.choose(progress)
     for suffix in (".json", ".questions.jsonl", ".facts.npy", ".ids.txt"):
         suffixed(prefix, suffix).unlink(missing_ok=True)
     shown = _write_exposures(
@@ -155,11 +140,7 @@ def render(
         progress=progress,
     )
     groups, relations, writer = shown.groups, shown.relations, shown.writer
-    rows = iter_questions(
-        facts, templates, tokenizer, distractors=distractors, seed=seed, paraphrases=paraphrases, chosen=chosen
-    )
-    header = _header(facts, tokenizer, distractors=distractors, seed=seed, asked=asked, left_out=left_out)
-    count = write_json_lines(questions_path, _with_header(header, progress.track(rows, description="questions")))
+    count = draft.write(questions_path, progress)
     content = {
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "content_fingerprint": writer.content_fingerprint,
@@ -177,8 +158,8 @@ def render(
         tokens=writer.tokens,
         longest=max((counts.longest for counts in groups.values()), default=0),
         mean_tokens={group: groups[group].mean for group in RENDERED_GROUPS if group in groups},
-        questions=count - 1,
-        left_out=left_out,
+        questions=count,
+        left_out=draft.left_out,
         relations=dict(sorted(relations.items())),
         remarks=tuple(template_remarks(facts, templates)),
     )
@@ -301,43 +282,3 @@ def _too_long(offenders: list[str], longest: int | None, where: str) -> InputErr
         where=where,
         remedy="choose facts with shorter names, shorten the templates, or use longer sequences",
     )
-
-
-def _header(
-    facts: Sequence[Fact],
-    tokenizer: Tokenizer,
-    *,
-    distractors: int | None,
-    seed: int,
-    asked: int | None,
-    left_out: int,
-) -> dict[str, Any]:
-    before, _ = tokenizer.frame
-    return {
-        "schema": "kis.questions/1",
-        "tokenizer_fingerprint": tokenizer.fingerprint,
-        "vocab_size": tokenizer.vocab_size,
-        "eod_id": tokenizer.eod_id,
-        "distractors_per_question": distractors,
-        "chance": None if distractors is None else 1 / (1 + distractors),
-        "seed": seed,
-        "facts": len(facts),
-        "asked_facts_per_group": asked,
-        "facts_left_out": left_out,
-        "first_tokens": before or [tokenizer.eod_id],
-        "bos": "what the tokenizer puts before a document" if before else "eod",
-        "bos_scored": False,
-        "eod_scored": False,
-        "space_before_answer": "answer",
-        "distractor_source": "same relation and group",
-        "distractor_design": "whole answer space" if distractors is None else "blocks",
-        "options_shared_by_templates": True,
-        "article_before_answer": "of each option, where the template says a(n)",
-        "options_that_extend_the_answer": "none",
-        "options_that_mean_the_same": "none",
-    }
-
-
-def _with_header(header: dict[str, Any], rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    yield header
-    yield from rows

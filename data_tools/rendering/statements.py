@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_kis.common.errors import InputError
 from megatron_kis.data_tools.rendering.templates import Rendered, fill
 from megatron_kis.data_tools.tokenizers.base import Tokenizer
 
@@ -63,6 +64,9 @@ def tokenize_statements(
     A token belongs to the answer if it covers one of its characters; the piece of its first word covers the space
     before it as well. A space that has a token of its own belongs to the answer too, also the one that the tokenizer
     puts before a statement, whose range is empty.
+
+    Raises:
+        InputError: the tokenizer loses an answer.
     """
     tokens, spans = tokenizer.encode_batch_with_spans([statement.text for statement in statements])
     counts = np.array([len(own) for own in tokens], dtype=np.int64)
@@ -73,7 +77,9 @@ def tokenize_statements(
     inside = np.flatnonzero((first < answers[of_token, 1]) & (last > answers[of_token, 0]))
     bounds = np.searchsorted(of_token[inside], np.arange(len(statements) + 1))
     for number in np.flatnonzero(np.diff(bounds) == 0).tolist():
-        raise AssertionError(f"no token covers the answer in {statements[number].text!r}")
+        lost = statements[number].text[slice(*statements[number].answer)]
+        problem = f"has no token for {lost!r} in {statements[number].text!r}"
+        raise InputError(problem, where="tokenizer", remedy="use one that keeps all characters, as byte-level BPE")
     starts, stops = inside[bounds[:-1]], inside[bounds[1:] - 1] + 1
     space = np.array([s.answer[0] == 0 or s.text[s.answer[0] - 1] == " " for s in statements], dtype=bool)
     own = space & (starts > begins) & (first[starts] == answers[:, 0]) & (last[starts - 1] == answers[:, 0])

@@ -206,6 +206,22 @@ def write_meta(tokenizer: Tokenizer, path: Path, **more: Any) -> None:
     write_json(side_file(path), content)
 
 
+def made_with(tokenizer: Tokenizer, recorded: str, eod_id: Any = None) -> bool:
+    """Returns whether a recorded fingerprint is that of a tokenizer.
+
+    Older records of ``tokenizer.json`` and tiktoken files have the model file's hash; the end-of-document token then
+    has to be the same, too.
+
+    Args:
+        tokenizer: the tokenizer.
+        recorded: a fingerprint of this version or an older one.
+        eod_id: end-of-document token of the record, if it has one.
+    """
+    if recorded == tokenizer.fingerprint:
+        return True
+    return recorded == tokenizer.model_sha256 and eod_id in (None, tokenizer.eod_id)
+
+
 def missing_bytes(tokens: Collection[bytes]) -> int:
     """Counts the bytes that are no token of their own; a byte-level model needs all 256."""
     return 256 - sum(bytes([value]) in tokens for value in range(256))

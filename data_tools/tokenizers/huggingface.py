@@ -24,6 +24,7 @@ from megatron_kis.common.files import read_text
 from megatron_kis.common.parsing import parse_json
 from megatron_kis.data_tools.tokenizers.base import EOD_PIECE, META_SCHEMA, Encoding, Tokenizer, read_meta, side_file
 from megatron_kis.data_tools.tokenizers.vocabulary import check_vocabulary, damage_of
+from megatron_kis.data_tools.tokenizers.words import Words, words_of
 
 _USUAL_NAMES = (EOD_PIECE, "<|end_of_text|>", "</s>", "<eos>", "<|eot|>", "<EOS>")
 _ENDS_OF_TURNS = (
@@ -73,6 +74,8 @@ class HuggingFaceTokenizer(Tokenizer):
         """Spelling of the end-of-document token."""
         self.frame: tuple[list[int], list[int]] = _frame(tokenizer, vocab_size, path)
         self._normalise = normalise
+        self.words: Words | None = None
+        """The words that make up texts, where they are cut word by word."""
         added = tokenizer.get_added_tokens_decoder().values()
         normalised = {token.content for token in added if token.normalized and normalise}
         self.spellings = tuple(token.content for token in added if token.content not in normalised)
@@ -103,6 +106,8 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def encode_batch_with_spans(self, texts: list[str]) -> tuple[list[list[int]], NDArray[np.int64]]:
         """Returns the token ids of several texts, and [tokens of all, 2] the characters that each covers."""
+        if self.words is not None and (found := self.words.encode(texts)) is not None:
+            return found
         encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
         spans = [span for encoding in encodings for span in encoding.offsets]
         return [encoding.ids for encoding in encodings], np.array(spans, dtype=np.int64).reshape(-1, 2)
@@ -136,6 +141,7 @@ def load_huggingface(path: Path, model: bytes) -> HuggingFaceTokenizer:
     eod, remarks = _eod(path, tokenizer)
     loaded = HuggingFaceTokenizer(tokenizer, model, path=path, eod=eod, normalise=_normaliser(content, tokenizer))
     loaded.remarks += remarks
+    loaded.words = words_of(content, tokenizer)
     loaded.has_tables = any(step["type"] not in _WITHOUT_TABLES for step in _steps(content))
     return loaded
 
@@ -152,7 +158,7 @@ def _eod(path: Path, tokenizer: Any) -> tuple[str, tuple[str, ...]]:
     remedy = f"name it in {meta.name}: {example}"
     usual = next((name for name in _USUAL_NAMES if tokenizer.token_to_id(name) is not None), None)
     for side, key in ((meta, "eod"), (config, "eos_token")):
-        named = read_meta(path).get(key) if side == meta else _from_config(config, key)
+        named = read_meta(path).get(key) if side == meta else named_in_config(config, key)
         if named is None:
             continue
         if not isinstance(named, str) or tokenizer.token_to_id(named) is None:
@@ -178,7 +184,7 @@ def _frame_remarks(tokenizer: HuggingFaceTokenizer, path: Path) -> Iterator[str]
     if tokenizer.eod_id in after:
         yield f"{path.name} itself puts {eod} after a text: documents end with it twice"
     config = path.with_name("tokenizer_config.json")
-    wanted = _from_config(config, "add_bos_token")
+    wanted = named_in_config(config, "add_bos_token")
     if wanted is True and not before:
         yield f"{config.name} has add_bos_token, but {path.name} puts no token before a text: documents begin with none"
     if wanted is False and before:
@@ -252,7 +258,7 @@ def _texts(tokenizer: Any, vocab_size: int) -> Iterator[str]:
             yield tokenizer.decode([token], skip_special_tokens=False)
 
 
-def _from_config(config: Path, key: str) -> Any:
+def named_in_config(config: Path, key: str) -> Any:
     """Returns a value of ``tokenizer_config.json``; None where there is no file or no such key."""
     if not config.exists():
         return None

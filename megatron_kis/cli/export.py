@@ -41,7 +41,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "pretrained=MODEL --include_path DIR --tasks kis_infused_held_out_statement. The tasks name their documents by "
         "absolute path.",
     )
-    tasks.add_argument("run", type=Path, metavar="RUN_DIR", help="the run's folder")
+    tasks.add_argument("run", type=Path, nargs="?", metavar="RUN_DIR", help="the run's folder")
+    tasks.add_argument("--questions", type=Path, metavar="FILE", help="without a run: questions of kis data questions")
+    tasks.add_argument("--tokenizer", type=Path, metavar="PATH", help="with --questions: the tokenizer, or its folder")
     tasks.add_argument("--output", type=new_folder, required=True, metavar="DIR", help="a folder to make")
     tasks.add_argument("--exposures", type=Path, metavar="PREFIX", help="other facts: prefix of kis data render")
     tasks.add_argument(
@@ -66,13 +68,36 @@ def _megatron(options: argparse.Namespace) -> int:
 
 def _lm_eval(options: argparse.Namespace) -> int:
     from megatron_kis.common.files import read_json
-    from megatron_kis.convert.lm_eval import TASKS_SCHEMA, export_lm_eval
+    from megatron_kis.convert.lm_eval import TASKS_SCHEMA, export_lm_eval, export_questions
 
-    counts = export_lm_eval(
-        options.run, options.output, exposures=options.exposures, all_templates=options.all_templates
-    )
+    _check_source(options)
+    if options.run is None:
+        counts = export_questions(options.questions, options.tokenizer, options.output)
+    else:
+        counts = export_lm_eval(
+            options.run, options.output, exposures=options.exposures, all_templates=options.all_templates
+        )
     for task, count in counts.items():
         print(f"{task}: {count['questions']} questions, {count['left_out']} left out (they would be cut otherwise)")
     if more := read_json(options.output / "export.json", TASKS_SCHEMA)["model_args"]:
         print(f"the contexts spell out the tokenizer's first token: ask with --model_args pretrained=MODEL,{more}")
     return 0
+
+
+def _check_source(options: argparse.Namespace) -> None:
+    """Refuses a run with questions of no run, and neither of them.
+
+    Raises:
+        InputError: names the option.
+    """
+    from megatron_kis.common.errors import InputError
+
+    both = "give RUN_DIR, or --questions FILE --tokenizer PATH"
+    if options.run is None and (options.questions is None or options.tokenizer is None):
+        missing = "--questions" if options.questions is None else "--tokenizer"
+        raise InputError("is missing, and there is no RUN_DIR", where=missing, remedy=both)
+    foreign = ("questions", "tokenizer") if options.run is not None else ("exposures", "all_templates")
+    for name in foreign:
+        if getattr(options, name) not in (None, False):
+            beside = "RUN_DIR" if options.run is not None else "--questions"
+            raise InputError(f"does not go with {beside}", where=f"--{name.replace('_', '-')}", remedy=both)

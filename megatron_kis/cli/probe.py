@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 from megatron_kis.cli.outputs import new_file
+from megatron_kis.cli.probe_model import add_model_options, ask_model, check_kind, print_answers
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -16,9 +16,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="ask a checkpoint what it knows",
         description="Scores a checkpoint of a run on the questions it was trained with, or on others that were made "
         "with the same tokenizer (kis data render). Under torchrun, ranks that --tensor and --pipeline leave share "
-        "the questions.",
+        "the questions. With --model, any causal model of Hugging Face is asked.",
     )
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="the run's folder")
+    parser.add_argument("run", type=Path, nargs="?", metavar="RUN_DIR", help="the run's folder")
     parser.add_argument("--step", type=int, metavar="S", help="step of the checkpoint (default: the newest)")
     parser.add_argument("--exposures", type=Path, metavar="PREFIX", help="other facts: prefix of kis data render")
     parser.add_argument("--all-templates", action="store_true", help="ask with every template, not the run's choice")
@@ -35,18 +35,23 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--probes", metavar="JSON", help=section)
     when = "write when each question was learned, forgotten and learned again in the run's own probes; asks nothing"
     parser.add_argument("--histories", type=new_file, metavar="FILE.csv", help=when)
+    add_model_options(parser)
     parser.set_defaults(handler=_probe)
 
 
 def _probe(options: argparse.Namespace) -> int:
     from megatron_kis.common.errors import InputError, nearest
-    from megatron_kis.evaluate.checkpoint import evaluate_checkpoint
     from megatron_kis.probes.scoring import RULES
 
+    check_kind(options)
     if options.scoring not in RULES:
         raise InputError(
             f"no scoring rule {options.scoring!r}", where="--scoring", remedy=nearest(options.scoring, RULES)
         )
+    if options.model is not None:
+        return ask_model(options)
+    from megatron_kis.evaluate.checkpoint import evaluate_checkpoint
+
     if options.keep:
         return _keep(options)
     if options.probes is not None:
@@ -73,7 +78,9 @@ def _probe(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(found, ensure_ascii=False))
     else:
-        _print_table(found, options.scoring)
+        parameters = f"{found['parameters']:,} parameters"
+        print(f"{found['run']}, step {found['step']}, {found['tokens']:,} tokens, {parameters}, rule {options.scoring}")
+        print_answers(found["rows"], options.scoring)
     return 0
 
 
@@ -108,30 +115,3 @@ def _keep(options: argparse.Namespace) -> int:
     if place is not None:
         print(place)
     return 0
-
-
-def _print_table(found: dict[str, Any], rule: str) -> None:
-    parameters = f"{found['parameters']:,} parameters"
-    print(f"{found['run']}, step {found['step']}, {found['tokens']:,} tokens, {parameters}, rule {rule}")
-    names = ("questions", "facts", "right", "chance", "corrected", "margin", "always", "ever", "completed", "bits")
-    print(f"{'group':<12}{'split':<10}" + "".join(f"{name:>10}" for name in names))
-    for row in found["rows"]:
-        if row["scoring"] != rule:
-            continue
-        completed, facts = row["generated"], row["facts"]
-        cells = [
-            str(row["n"]),
-            str(facts),
-            f"{row['correct'] / row['n']:.3f}",
-            f"{row['chance']:.3f}",
-            f"{row['corrected']:+.3f}",
-            f"{row['margin']:+.2f}",
-            f"{row['facts_always'] / facts:.3f}",
-            f"{row['facts_ever'] / facts:.3f}",
-            f"{completed['correct'] / completed['n']:.3f}" if completed["n"] else "-",
-            f"{row['bits']:.1f}",
-        ]
-        print(f"{row['group']:<12}{row['split']:<10}" + "".join(f"{cell:>10}" for cell in cells))
-    print("right: share of questions; always, ever: of facts, under all or some templates; completed: of answers at")
-    print("the end of a statement, those that greedy decoding gives; bits: log2 of the options of each fact that is")
-    print("known beyond guessing; over the parameters a capacity, where learning has saturated")

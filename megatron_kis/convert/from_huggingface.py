@@ -18,6 +18,7 @@ from megatron_kis.config.ladder import ModelShape
 from megatron_kis.convert.architectures import read_positions, read_shape
 from megatron_kis.convert.llama import from_llama, llama_shapes
 from megatron_kis.convert.start_folder import check_output, write_start_folder
+from megatron_kis.huggingface.folder import weight_files
 
 
 def import_huggingface(source: Path, output: Path, *, eod: str | None = None) -> Start:
@@ -43,7 +44,7 @@ def import_huggingface(source: Path, output: Path, *, eod: str | None = None) ->
     stored = from_llama(_weights(source, shape, rows=int(config["vocab_size"])), shape)
     record = {
         "max_position_embeddings": positions,
-        "source": {path.name: sha256_file(path) for path in (path, *_parts(source))},
+        "source": {path.name: sha256_file(path) for path in (path, *weight_files(source))},
     }
     return write_start_folder(output, stored, shape, tokenizer=tokenizer, eod=eod, record=record)
 
@@ -55,25 +56,6 @@ def _tokenizer(source: Path) -> Path:
     raise InputError("has no tokenizer.json or tokenizer.model", where=str(source), remedy="add the tokenizer")
 
 
-def _parts(source: Path) -> list[Path]:
-    """Lists the files of the weights."""
-    found = sorted(source.glob("*.safetensors"))
-    index = source / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(set(parse_json(read_text(index), where=str(index))["weight_map"].values()))
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise InputError("not an index of safetensors files", where=str(index)) from None
-        if any(Path(name).name != name for name in names):
-            raise InputError("names a file outside its folder", where=str(index))
-        return [source / name for name in names]
-    if found:
-        return found
-    pickled = any(source.glob("*.bin")) or any(source.glob("*.pt*"))
-    problem = "has only pickled weights, which are not read" if pickled else "has no *.safetensors"
-    raise InputError(problem, where=str(source), remedy="save it with safe_serialization=True")
-
-
 def _weights(source: Path, shape: ModelShape, *, rows: int) -> dict[str, torch.Tensor]:
     """Reads all weights, and checks their shapes against the configuration."""
     try:
@@ -82,7 +64,7 @@ def _weights(source: Path, shape: ModelShape, *, rows: int) -> dict[str, torch.T
     except ImportError:
         raise InputError("safetensors is needed to import", remedy="pip install 'megatron-kis[export]'") from None
     tensors: dict[str, torch.Tensor] = {}
-    for path in _parts(source):
+    for path in weight_files(source):
         try:
             tensors |= load_file(path)
         except (OSError, SafetensorError) as error:

@@ -1,4 +1,4 @@
-"""``kis export lm-eval``: a run's questions as tasks of lm-evaluation-harness, to evaluate its ``kis export hf``.
+"""``kis export lm-eval``: questions as tasks of lm-evaluation-harness: a run's, for its ``kis export hf``, or others.
 
 Two tasks for each group and split, each a YAML file with its documents next to it:
 
@@ -25,10 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kis.common.errors import InputError
-from megatron_kis.common.files import write_json, write_json_lines
+from megatron_kis.common.files import sha256_content, write_json, write_json_lines
 from megatron_kis.common.terms import LM_EVAL_RULES, SPLITS
 from megatron_kis.data_tools.tokenizers.base import Tokenizer
+from megatron_kis.huggingface.tokens import tokenizer_of
 from megatron_kis.probes.questions import Option, Question, QuestionSet, check_lengths
+from megatron_kis.probes.texts import questions_for
 from megatron_kis.training.artifacts import open_run
 
 TASKS_SCHEMA = "kis.lm-eval/1"
@@ -51,13 +53,44 @@ def export_lm_eval(
     Raises:
         InputError: no such run or questions, questions of another tokenizer, or the folder is taken.
     """
-    if output.exists() and any(output.iterdir()):
-        raise InputError("the folder is not empty", where=str(output), remedy="choose another output")
+    _refuse_taken(output)
     past = open_run(run)
     config, tokenizer = past.config, past.tokenizer
     templates = dict.fromkeys(SPLITS) if all_templates else config.probes.templates
     path, questions, sha256 = past.select_questions(exposures, templates)
     check_lengths(questions, config.training.sequence_length, where=str(path))
+    return _write_tasks(questions, tokenizer, output, {"run": config.name, "questions_sha256": sha256})
+
+
+def export_questions(path: Path, tokenizer: Path, output: Path) -> dict[str, dict[str, int]]:
+    """Writes the tasks of questions that belong to no run.
+
+    Args:
+        path: what ``kis data questions`` wrote.
+        tokenizer: tokenizer of the models that are asked, or the folder of one of them.
+        output: as for ``export_lm_eval``.
+
+    Returns:
+        As ``export_lm_eval``.
+
+    Raises:
+        InputError: no such questions or tokenizer, or the folder is taken.
+    """
+    _refuse_taken(output)
+    own, first = tokenizer_of(tokenizer)
+    questions = questions_for(path, own, first)
+    return _write_tasks(questions, own, output, {"questions": str(path), "questions_sha256": sha256_content(path)})
+
+
+def _refuse_taken(output: Path) -> None:
+    if output.exists() and any(output.iterdir()):
+        raise InputError("the folder is not empty", where=str(output), remedy="choose another output")
+
+
+def _write_tasks(
+    questions: QuestionSet, tokenizer: Tokenizer, output: Path, source: dict[str, str]
+) -> dict[str, dict[str, int]]:
+    """Writes the tasks, and a record that begins with their ``source``."""
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -71,8 +104,7 @@ def export_lm_eval(
                 write_json(partial / f"{task}.yaml", _task(task, output.absolute() / f"{task}.jsonl"))
         record = {
             "schema": TASKS_SCHEMA,
-            "run": config.name,
-            "questions_sha256": sha256,
+            **source,
             "tokenizer": tokenizer.fingerprint,
             "first_tokens": list(questions.first_tokens),
             "model_args": "add_bos_token=False" if len(questions.first_tokens) > 1 else "",

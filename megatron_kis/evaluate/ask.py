@@ -24,10 +24,9 @@ from megatron_kis.common.asked import (
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import read_json, sha256_content, sha256_file, write_json, write_json_lines
 from megatron_kis.config.run import ProbeConfig
-from megatron_kis.evaluate.checkpoint import finite_rows
 from megatron_kis.evaluate.restore import restored
 from megatron_kis.probes.forward import Scorer
-from megatron_kis.probes.probe import PROBE_NAME, PROBE_SCHEMA, Probe
+from megatron_kis.probes.probe import PROBE_NAME, PROBE_SCHEMA, Probe, finite_rows
 from megatron_kis.probes.questions import QuestionSet, check_lengths
 from megatron_kis.training.artifacts import PastRun, keep_file, open_run
 from megatron_kis.training.record import check_closed, code_fingerprint, versions

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.common.terms import SPLITS
 from megatron_kis.evaluate.restore import restored
 from megatron_kis.probes.forward import Scorer
-from megatron_kis.probes.probe import PROBE_SCHEMA, Probe
+from megatron_kis.probes.probe import PROBE_SCHEMA, Probe, finite_rows
 from megatron_kis.probes.questions import check_lengths
 from megatron_kis.training.artifacts import open_run
 
@@ -80,12 +78,3 @@ def evaluate_checkpoint(
         **probe.settings(),
         "rows": rows,
     }
-
-
-def finite_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns rows of a probe for JSON, which has no NaN and no infinity: they become None."""
-    return [{name: _finite(value) for name, value in row.items()} for row in rows]
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -24,6 +24,7 @@ from megatron_kis.model.attention import SdpaAttention
 from megatron_kis.model.head import head_inputs, head_weight, headless
 from megatron_kis.probes.prefix_tree import EdgeScores, PackedPrefixTrees
 from megatron_kis.probes.readout import read_tokens, to_device
+from megatron_kis.probes.row_tensors import attention_mask, fitted
 
 if TYPE_CHECKING:
     from megatron_kis.engine.forward_pass import ForwardPass
@@ -112,16 +113,16 @@ class Scorer:
         needed, which = np.unique(nodes[order], return_inverse=True)
         padded = np.pad(rows, (0, size - len(rows)), mode="edge")
         arrays = {
-            "tokens": _fitted(trees.tokens[padded], width)[:, mine],
-            "depths": _fitted(trees.depths[padded], width)[:, mine],
+            "tokens": fitted(trees.tokens[padded], width)[:, mine],
+            "depths": fitted(trees.depths[padded], width)[:, mine],
             "nodes": needed,
             "edges": edges,
         }
         if trees.branching:
-            arrays |= {"ends": _fitted(trees.ends[padded], width), "places": mine}
+            arrays |= {"ends": fitted(trees.ends[padded], width), "places": mine}
         batch = to_device({name: array.astype(np.int64) for name, array in arrays.items()}, self._device)
         if trees.branching:
-            batch["mask"] = _mask(batch["places"], batch["ends"], self._engine.chunks[0].config.params_dtype)
+            batch["mask"] = attention_mask(batch["places"], batch["ends"], self._engine.chunks[0].config.params_dtype)
         return batch, trees.labels[edges].astype(np.int64), which
 
     def _read_edges(
@@ -140,20 +141,6 @@ class Scorer:
         return read_tokens(inputs, head_weight(model), which, labels, model.pg_collection.tp)
 
 
-def _mask(places: torch.Tensor, ends: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Returns what to add to the scores of attention, [rows, 1, own, W]: 0 for a node and its ancestors, else -inf.
-
-    Args:
-        places: [own] nodes of a row that this rank holds.
-        ends: [rows, W] end of each node's subtree.
-        dtype: type of the scores.
-    """
-    mine = places[:, None]
-    others = torch.arange(ends.shape[1], device=ends.device)
-    hidden = (mine < others) | (mine >= ends[:, None, :]) & (mine != others)
-    return torch.zeros(hidden.shape, dtype=dtype, device=ends.device).masked_fill_(hidden, -torch.inf)[:, None]
-
-
 def _call(batch: Batch, chunk: Any) -> torch.Tensor:
     """Returns a chunk's output for a batch; the last chunk's is the input of its output layer."""
     with headless(chunk.module):
@@ -164,11 +151,6 @@ def _call(batch: Batch, chunk: Any) -> torch.Tensor:
             with _placed(chunk.module, depths):
                 output = chunk(tokens, depths, batch["mask"])
     return output
-
-
-def _fitted(values: NDArray[np.int32], width: int) -> NDArray[np.int32]:
-    """Returns the first ``width`` columns; the last one is repeated where there are fewer."""
-    return np.pad(values[:, :width], ((0, 0), (0, max(0, width - values.shape[1]))), mode="edge")
 
 
 class _DepthAngles(torch.nn.Module):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -313,6 +314,15 @@ class Probe:
 def name_of_strength(exposures: int) -> str:
     """Returns what rows call the background facts of some frequency, where a run has several."""
     return f"{BACKGROUND}@{exposures}"
+
+
+def finite_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns rows of a probe for JSON, which has no NaN and no infinity: they become None."""
+    return [{name: _finite(value) for name, value in row.items()} for row in rows]
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _mean_and_spread(

@@ -69,13 +69,20 @@ def _first_tokens(header: Mapping[str, Any], where: str) -> tuple[int, ...]:
     return tuple(first)
 
 
-def check_lengths(questions: QuestionSet, longest: int, *, where: str) -> None:
-    """Refuses questions that are longer than the training sequences of the model.
+_OF_A_RUN = (
+    "use longer sequences (training.sequence_length), shorten the templates, ask with fewer of them"
+    " (probes.templates), or choose facts with shorter names"
+)
+
+
+def check_lengths(questions: QuestionSet, longest: int, *, where: str, remedy: str = _OF_A_RUN) -> None:
+    """Refuses questions that are longer than what the model takes.
 
     Args:
         questions: the questions.
-        longest: number of tokens of a training sequence.
+        longest: number of tokens of a training sequence, or positions of the model.
         where: their file, for the message.
+        remedy: what to do, for the message.
 
     Raises:
         InputError: a statement takes more tokens than that, the first ones included.
@@ -92,8 +99,7 @@ def check_lengths(questions: QuestionSet, longest: int, *, where: str) -> None:
         f" {int(lengths.max())} (fact {table.fact[number]!r},"
         f" {table.relation[number]}.{table.split[number]}[{int(table.template[number])}])",
         where=where,
-        remedy="use longer sequences (training.sequence_length), shorten the templates, ask with fewer of them"
-        " (probes.templates), or choose facts with shorter names",
+        remedy=remedy,
     )
 
 

@@ -26,7 +26,7 @@ def read_tokens(
     weight: torch.Tensor,
     which: NDArray[np.int64],
     labels: NDArray[np.int64],
-    group: dist.ProcessGroup,
+    group: dist.ProcessGroup | None = None,
 ) -> torch.Tensor:
     """Returns the log-likelihood of the token of each edge, and 1 where no token is more likely: [2, edges].
 
@@ -35,7 +35,7 @@ def read_tokens(
         weight: [vocabulary / TP, hidden] weight of the output layer.
         which: [edges] node.
         labels: [edges] token.
-        group: the ranks that share the vocabulary; all have the same inputs and edges.
+        group: the ranks that share the vocabulary; all have the same inputs and edges. None: this rank has all of it.
     """
     on_cpu = inputs.device.type == "cpu"
     held = len(weight)  # this rank's part of the vocabulary
@@ -43,7 +43,7 @@ def read_tokens(
     tokens = _CPU_BLOCK if on_cpu else held
     rows = inputs.split(nodes)
     columns = weight.split(tokens)
-    own = labels - group.rank() * held
+    own = labels - (group.rank() if group else 0) * held
     here = (own >= 0) & (own < held)
     own = own.clip(0, held - 1)
     block = which // nodes * len(columns) + own // tokens
@@ -65,13 +65,26 @@ def read_tokens(
     chosen = torch.cat(logits)[sent["back"]]
     top = _by_node(tops, len(columns)).amax(dim=0)
     normaliser = _by_node(normalisers, len(columns)).logsumexp(dim=0)
-    if group.size() > 1:
+    if group and group.size() > 1:
         chosen = torch.where(sent["here"] > 0, chosen, 0.0)
         dist.all_reduce(chosen, group=group)
         normaliser = _log_sum(normaliser, group)
         dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
     which_node = sent["which"]
     return torch.stack([chosen - normaliser[which_node], (chosen >= top[which_node]).float()])
+
+
+def read_logits(logits: torch.Tensor, which: NDArray[np.int64], labels: NDArray[np.int64]) -> torch.Tensor:
+    """Returns what ``read_tokens`` returns, from logits that are there already.
+
+    Args:
+        logits: [n, vocabulary].
+        which: [edges] node.
+        labels: [edges] token.
+    """
+    sent = to_device({"which": which, "labels": labels}, logits.device)
+    chosen, top, normaliser = _reduce(logits, sent["which"], sent["labels"])
+    return torch.stack([chosen - normaliser[sent["which"]], (chosen >= top[sent["which"]]).float()])
 
 
 def _by_node(blocks: tuple[torch.Tensor, ...], columns: int) -> torch.Tensor:

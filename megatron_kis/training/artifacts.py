@@ -29,7 +29,7 @@ from megatron_kis.common.identity import RUN_FILE, RUN_SCHEMA, data_differences,
 from megatron_kis.config.recorded import recorded_config
 from megatron_kis.config.run import ProbeConfig, RunConfig
 from megatron_kis.data_tools.storage.indexed import suffixed
-from megatron_kis.data_tools.tokenizers.base import Tokenizer, side_file
+from megatron_kis.data_tools.tokenizers.base import Tokenizer, made_with, side_file
 from megatron_kis.data_tools.tokenizers.registry import load_tokenizer, write_copy
 from megatron_kis.probes.infusion_order import (
     ONE_OF_EACH,
@@ -317,22 +317,6 @@ def as_begun(config: RunConfig) -> tuple[RunConfig, Path | None]:
     expected = {name: value for name, value in config.data.fingerprints.items() if name != ASKED}
     changes = {"probes": config.probes.replace(**chosen), "data": config.data.replace(fingerprints=expected)}
     return config.replace(**changes), kept
-
-
-def made_with(tokenizer: Tokenizer, recorded: str, eod_id: Any = None) -> bool:
-    """Returns whether a recorded fingerprint is that of a tokenizer.
-
-    Older records of ``tokenizer.json`` and tiktoken files have the model file's hash; the end-of-document token then
-    has to be the same, too.
-
-    Args:
-        tokenizer: the tokenizer.
-        recorded: a fingerprint of this version or an older one.
-        eod_id: end-of-document token of the record, if it has one.
-    """
-    if recorded == tokenizer.fingerprint:
-        return True
-    return recorded == tokenizer.model_sha256 and eod_id in (None, tokenizer.eod_id)
 
 
 def keep_file(source: Path, target: Path, what: str, wanted: str) -> None:

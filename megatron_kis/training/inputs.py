@@ -19,7 +19,7 @@ from megatron_kis.config.vocabulary import padded_vocabulary
 from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.data.extension import Plan
 from megatron_kis.data.general_text import GeneralText, ValidationText
-from megatron_kis.data_tools.tokenizers.base import Tokenizer
+from megatron_kis.data_tools.tokenizers.base import Tokenizer, made_with
 from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 from megatron_kis.probes.answer_space import bits_of_facts, distinct_objects
 from megatron_kis.probes.infusion_order import (
@@ -31,7 +31,6 @@ from megatron_kis.probes.infusion_order import (
     takes_some_facts,
 )
 from megatron_kis.probes.questions import QuestionSet, check_lengths, read_questions
-from megatron_kis.training.artifacts import made_with
 from megatron_kis.training.run_plan import open_plan
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from megatron_kis.cli.data import corpus, facts, inspect, leaks, render, text
+from megatron_kis.cli.data import corpus, facts, inspect, leaks, questions, render, text
 
 _STEPS = (
     text.add_demo,
@@ -15,6 +15,7 @@ _STEPS = (
     facts.add_templates,
     leaks.add_leaks,
     render.add_render,
+    questions.add_questions,
     inspect.add_inspect,
     facts.add_export,
 )
@@ -22,7 +23,10 @@ _STEPS = (
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     summary = "turn text and facts into tokenized files"
-    order = "The order is demo, facts, tokenizer, corpus, render. templates, leaks and inspect check what exists."
+    order = (
+        "The order is demo, facts, tokenizer, corpus, render. templates, leaks and inspect check what exists;"
+        " questions are for models that were trained elsewhere."
+    )
     parser = commands.add_parser("data", help=summary, description=f"{summary}. {order}")
     steps = parser.add_subparsers(dest="step", metavar="STEP", required=True)
     for add in _STEPS:

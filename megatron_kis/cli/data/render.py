@@ -19,10 +19,16 @@ def add_render(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument(
         "--output", type=new_prefix, required=True, metavar="PREFIX", help="prefix of the files to write"
     )
-    own = "JSON lines of sentences about single facts, in addition to the templates: fact, split, text"
-    parser.add_argument("--paraphrases", type=Path, metavar="FILE", help=own)
     longest = "refuse exposures of more tokens, end-of-document token included: the sequence length"
     parser.add_argument("--longest-exposure", type=whole_quantity, metavar="TOKENS", help=longest)
+    add_question_options(parser)
+    parser.set_defaults(handler=_render)
+
+
+def add_question_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that decide which questions are asked."""
+    own = "JSON lines of sentences about single facts, in addition to the templates: fact, split, text"
+    parser.add_argument("--paraphrases", type=Path, metavar="FILE", help=own)
     wrong = "wrong options of each question, or all: every object of its group and relation"
     parser.add_argument("--distractors", type=_count_or_all, default=3, metavar="N", help=wrong)
     asked = "facts of each group to ask about, drawn at random; all by default"
@@ -30,7 +36,6 @@ def add_render(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     largest = "refuse questions of more bytes; --distractors all grows with the square of the facts"
     parser.add_argument("--largest-questions", type=whole_quantity, default="4G", metavar="BYTES", help=largest)
     parser.add_argument("--seed", type=int, default=0, help="seed of the distractors")
-    parser.set_defaults(handler=_render)
 
 
 def _count_or_all(text: str) -> int | None:

@@ -20,9 +20,10 @@ from megatron_kis.common.identity import settings_of
 from megatron_kis.config.run import RunConfig
 from megatron_kis.data_tools.preparation.prepare import DataPrepConfig, prepare_data
 from megatron_kis.data_tools.selection.select import SelectConfig
+from megatron_kis.data_tools.tokenizers.base import made_with
 from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 from megatron_kis.data_tools.tokenizers.training import TokenizerConfig, train_tokenizer
-from megatron_kis.training.artifacts import made_with, open_run
+from megatron_kis.training.artifacts import open_run
 from megatron_kis.training.audit import audit_run
 from megatron_kis.training.trainer import train
 from tests.conftest import TINY_SELECTION

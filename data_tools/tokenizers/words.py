@@ -1,0 +1,95 @@
+"""Encodes texts word by word where a ``tokenizer.json`` allows it: each word once, in place of each text as a whole.
+
+Files that were made from SentencePiece models cut no words before their model runs, and the library then searches each
+text as a whole. If no piece goes on after a word's end, what a text is cut into is what its words are cut into.
+Statements that fill the same templates have few words: they are encoded in a third of the time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_kis.data_tools.storage.ranges import ranges, starts_of
+
+_MARK = "▁"
+_NORMALISER = (
+    {"type": "Prepend", "prepend": _MARK},
+    {"type": "Replace", "pattern": {"String": " "}, "content": _MARK},
+)
+_ACROSS = re.compile(f"[^{_MARK}]{_MARK}")
+_BEFORE = "a"  # a word that stands before each word when it is encoded
+
+Row = tuple[list[int], list[tuple[int, int]]]
+"""Token ids, and the characters that each covers."""
+
+
+class Words:
+    """The words that were encoded so far."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Begins without words; see ``words_of``."""
+        self._tokenizer = tokenizer
+        added = [re.escape(token.content) for token in tokenizer.get_added_tokens_decoder().values()]
+        self._others = re.compile("|".join([_MARK, "  ", "^ ", " $", "^$", *added]))
+        self._numbers: dict[tuple[bool, str], int] = {}
+        self._tokens: list[NDArray[np.int64]] = []
+        self._spans: list[NDArray[np.int64]] = []
+
+    def encode(self, texts: Sequence[str]) -> tuple[list[list[int]], NDArray[np.int64]] | None:
+        """Returns the token ids of texts, and [tokens of all, 2] the characters that each covers.
+
+        None where a text is not made of words with single spaces between them, or has an added token in it.
+        """
+        if any(map(self._others.search, texts)):
+            return None
+        rows = [text.split(" ") for text in texts]
+        self._add({(at == 0, word) for row in rows for at, word in enumerate(row)} - self._numbers.keys())
+        numbers, sizes = self._numbers, [len(row) for row in rows]
+        word = np.array([numbers[at == 0, name] for row in rows for at, name in enumerate(row)])
+        # A word after the first one has its space, one character before it.
+        letters = np.array([len(name) + 1 for row in rows for name in row])
+        first = starts_of(sizes)[:-1]
+        before = np.cumsum(letters) - letters
+        begins = before - np.repeat(before[first], sizes) - 1
+        begins[first] = 0
+        counts = np.array([len(tokens) for tokens in self._tokens])
+        places = ranges(starts_of(counts)[word], starts_of(counts[word]))
+        tokens = np.concatenate(self._tokens)[places].tolist()
+        spans = np.concatenate(self._spans)[places] + np.repeat(begins, counts[word])[:, None]
+        bounds = starts_of(counts[word])[starts_of(sizes)].tolist()
+        return [tokens[start:stop] for start, stop in pairwise(bounds)], spans
+
+    def _add(self, new: set[tuple[bool, str]]) -> None:
+        """Encodes words: the first of a text by itself, others after another word."""
+        words = sorted(new)
+        texts = [name if first else f"{_BEFORE} {name}" for first, name in words]
+        ahead = len(self._tokenizer.encode(_BEFORE, add_special_tokens=False).ids)
+        for key, encoding in zip(words, self._tokenizer.encode_batch(texts, add_special_tokens=False), strict=True):
+            skipped, shift = (0, 0) if key[0] else (ahead, len(_BEFORE))
+            self._numbers[key] = len(self._tokens)
+            self._tokens.append(np.array(encoding.ids[skipped:], dtype=np.int64))
+            self._spans.append(np.array(encoding.offsets[skipped:], dtype=np.int64).reshape(-1, 2) - shift)
+
+
+def words_of(content: dict[str, Any], tokenizer: Any) -> Words | None:
+    """Returns a store of words for a tokenizer; None where its texts may be cut otherwise than their words.
+
+    Args:
+        content: content of the ``tokenizer.json``.
+        tokenizer: the library's object.
+    """
+    model = content.get("model") or {}
+    steps = (content.get("normalizer") or {}).get("normalizers", [])
+    plain = content.get("pre_tokenizer") is None and tuple(steps) == _NORMALISER
+    if not plain or model.get("type") not in ("Unigram", "BPE") or not model.get("byte_fallback"):
+        return None
+    vocabulary = tokenizer.get_vocab(with_added_tokens=False)
+    if any(f"<0x{value:02X}>" not in vocabulary for value in range(256)) or any(map(_ACROSS.search, vocabulary)):
+        return None
+    return Words(tokenizer)

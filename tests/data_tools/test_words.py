@@ -1,0 +1,67 @@
+"""Words that are encoded once give the ids and characters of the texts that they make up."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megatron_kis.convert.tokenizer_json import write_tokenizer
+from megatron_kis.data_tools.readers.documents import iter_documents
+from megatron_kis.data_tools.tokenizers.encoder import AWKWARD
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
+from tests.data_tools.conftest import LEADS
+
+pytest.importorskip("tokenizers")
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ``tokenizer.json`` that was made from a SentencePiece model."""
+    folder = tmp_path_factory.mktemp("words")
+    write_tokenizer(tokenizer_path, folder, longest=64, samples=[])
+    return folder / "tokenizer.json"
+
+
+def test_words_give_what_whole_texts_give(model: Path) -> None:
+    tokenizer = load_tokenizer(model)
+    assert tokenizer.words is not None
+    rng, cut = random.Random(0), 0
+    leads = [document.text for document in iter_documents([LEADS])]
+    words = " ".join(leads).split()
+    shuffled = [" ".join(rng.choices(words, k=rng.randint(1, 9))) for _ in range(200)]
+    for texts in ([text] for text in (*leads, *AWKWARD, *shuffled, "<|endoftext|> within", "a <|endoftext|>")):
+        expected = [tokenizer.encode_with_spans(text) for text in texts]
+        found = tokenizer.words.encode(texts)
+        cut += found is not None
+        ids, spans = tokenizer.encode_batch_with_spans(texts)
+        assert ids == [encoding.tokens for encoding in expected]
+        np.testing.assert_array_equal(spans, [span for encoding in expected for span in encoding.spans] or spans)
+    assert cut > 200
+    together, spans = tokenizer.encode_batch_with_spans(shuffled)
+    assert together == tokenizer.encode_batch(shuffled)
+    assert len(spans) == sum(map(len, together))
+
+
+@pytest.mark.parametrize("how", ["a piece goes on", "words are cut first", "other spaces", "no bytes"])
+def test_other_tokenizers_encode_whole_texts(how: str, model: Path, tmp_path: Path) -> None:
+    content = json.loads(model.read_text(encoding="utf-8"))
+    vocabulary = content["model"]["vocab"]
+    match how:
+        case "a piece goes on":
+            vocabulary.append(["e▁t", -1.0])
+        case "words are cut first":
+            content["pre_tokenizer"] = {"type": "WhitespaceSplit"}
+        case "other spaces":
+            content["normalizer"]["normalizers"] = content["normalizer"]["normalizers"][1:]
+        case "no bytes":
+            content["model"]["byte_fallback"] = False
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    tokenizer = load_tokenizer(path)
+    assert tokenizer.words is None
+    text = "the tall tower of the town"
+    assert tokenizer.encode_batch_with_spans([text])[0] == [tokenizer.encode(text)]
