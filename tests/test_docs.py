@@ -97,6 +97,11 @@ def test_the_site_builds_without_a_broken_link(site: Path) -> None:
     page = (site / "reference" / "commands.html").read_text(encoding="utf-8")
     assert "kis data corpus" in page and "--on-error" in page
     assert "training.optimizer.learning_rate" in (site / "reference" / "configuration.html").read_text()
+    names = (site / "reference" / "python.html").read_text()
+    assert all(
+        f'id="{name.lower()}"' in names for name in ("InfusedDataset", "probe_model", "infused", "find_transitions")
+    )
+    assert "AnalysisSettings" not in names, "a second name of the same class"
     study = (site / "study" / "index.html").read_text(encoding="utf-8")
     assert study.count('<div class="wide"><table>') > 5  # tables that site.css sets tightly
     assert "../assets/site.css" in study

@@ -1,8 +1,9 @@
 """MkDocs hooks: pages generated from the code, and links to the repository's own files.
 
-The start page is the README. The reference of commands is generated from the parsers, and that of configuration keys
-from the classes of the settings. Each file that a link outside ``docs/`` names is copied, so that the site is complete.
-Tables of many columns are marked, so that ``site.css`` can set them tightly.
+The start page is the README. The reference of commands is generated from the parsers, that of configuration keys from
+the classes of the settings, and that of Python names from what packages export. Each file that a link outside ``docs/``
+names is copied, so that the site is complete. Tables of many columns are marked, so that ``site.css`` can set them
+tightly.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import argparse
 import inspect
 import re
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -30,6 +33,17 @@ _LINK = re.compile(r"(?<=\]\()([^)\s#]+)(#[^)\s]*)?(?=\))")
 _EXTERNAL = ("http://", "https://", "mailto:")
 _TABLE = re.compile(r"<table>.*?</table>", re.S)
 _MANY_COLUMNS = 7
+_LONGEST_CALL = 88
+_QUOTED = re.compile(r"(?<=: |> )'([^']*)'")  # an annotation that was not evaluated
+
+PACKAGES = (
+    "megatron_kis.data",
+    "megatron_kis.megatron_lm",
+    "megatron_kis.probes",
+    "megatron_kis.huggingface",
+    "megatron_kis.analysis",
+)
+"""Packages whose exported names are listed, in the order in which a user meets them."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -38,6 +52,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "index.md": (ROOT / "README.md").read_text(encoding="utf-8"),
         "reference/commands.md": "\n".join(_commands()),
         "reference/configuration.md": "\n".join(_configuration()),
+        "reference/python.md": "\n".join(_python()),
     }
     for asset in ("site.css", "iframe-worker.js"):
         pages[f"assets/{asset}"] = (Path(__file__).parent / asset).read_text(encoding="utf-8")
@@ -154,6 +169,48 @@ def _configuration() -> Iterator[str]:
     yield "\n## A study (`kis study run STUDY.yaml`)\n"
     yield "An entry of the `ladder` takes the keys of a run's `model`, and `learning_rate` and `parallel`.\n"
     yield from _tables(_keys(StudyConfig, ""), "study")
+
+
+def _python() -> Iterator[str]:
+    yield "# Python names\n\nGenerated from the code: what packages export. `help(NAME)` prints the whole docstring.\n"
+    for package in PACKAGES:
+        module = import_module(package)
+        yield f"## {package}\n\n{_escaped(_summary(module))}\n"
+        for name in module.__all__:
+            found = getattr(module, name)
+            if not callable(found) or found.__name__ != name:  # a table, or a second name
+                continue
+            yield f"### {name}\n\n{_escaped(_summary(found))}\n"
+            if inspect.isclass(found) and issubclass(found, BaseModel):
+                yield "Its keys are [configuration keys](configuration.md).\n"
+            else:
+                call = _QUOTED.sub(r"\1", _call(name, found))
+                yield f"```python\n{call}\n```\n"
+
+
+def _summary(found: object) -> str:
+    """Returns the first paragraph of a docstring."""
+    return " ".join((inspect.getdoc(found) or "").split("\n\n")[0].split())
+
+
+def _call(name: str, found: Callable[..., Any]) -> str:
+    """Returns how a function or class is called, one parameter per line where they are many."""
+    try:
+        signature = inspect.signature(found)
+    except ValueError:
+        return name
+    line = f"{name}{signature}"
+    if len(line) <= _LONGEST_CALL:
+        return line
+    parts, starred = [], False
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and not starred:
+            parts.append("*")
+            starred = True
+        starred = starred or parameter.kind is parameter.VAR_POSITIONAL
+        parts.append(str(parameter))
+    arrow = str(inspect.Signature(return_annotation=signature.return_annotation)).removeprefix("()")
+    return f"{name}(\n" + "".join(f"    {part},\n" for part in parts) + f"){arrow}"
 
 
 def _tables(rows: Iterator[tuple[str, str, str]], kind: str) -> Iterator[str]:
