@@ -24,6 +24,9 @@ _SPREAD = 40.0
 """Standard deviation of the logits with which an output layer is tried: a soft cap would change them."""
 
 
+_MULTIPLIED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
 class Head:
     """Reads log-likelihoods of tokens from a model."""
 
@@ -71,9 +74,9 @@ class Head:
         caught: list[torch.Tensor] = []
         with _input_of(self._layer, lambda hidden: _caught(hidden, caught)):
             call()
-        weight = self._layer.weight
-        assert isinstance(weight, torch.Tensor)
-        return read_tokens(_chosen(caught[0], nodes).to(weight.device), weight, which, labels)
+        weight = _matrix(self._layer)
+        assert weight is not None
+        return read_tokens(_chosen(caught[0], nodes).to(weight), weight, which, labels)
 
     def _try_layer(self, layer: torch.nn.Module, call: Call) -> bool:
         """Tries the hooks; where they do not work, the layer is not told apart.
@@ -81,13 +84,13 @@ class Head:
         Returns:
             Whether the logits are the product with the layer's weight.
         """
-        weight = getattr(layer, "weight", None)
+        weight = _matrix(layer)
         tried: list[torch.Tensor] = []
 
         def loud(hidden: torch.Tensor) -> torch.Tensor:
             generator = torch.Generator().manual_seed(0)
             values = torch.randn(1, 8, hidden.shape[-1], generator=generator).to(hidden)
-            if isinstance(weight, torch.Tensor) and weight.dim() == 2 and weight.device.type != "meta":
+            if weight is not None:
                 spread = (values.float() @ weight.float().T.to(values.device)).std().clamp(min=1e-6)
                 values = values * (_SPREAD / spread).to(values)
             tried.append(values)
@@ -103,12 +106,20 @@ class Head:
         if len(tried) != 1 or logits.shape[:2] != (1, 8):
             self._layer = None
             return False
-        if not isinstance(weight, torch.Tensor) or weight.dim() != 2 or weight.device.type == "meta":
+        if weight is None:
             return False
         product = torch.nn.functional.linear(tried[0].to(weight), weight)
         return product.shape == logits.shape and torch.allclose(
             product.float(), logits.float().to(product.device), rtol=1e-3, atol=1e-3 * _SPREAD
         )
+
+
+def _matrix(layer: torch.nn.Module) -> torch.Tensor | None:
+    """Returns a layer's weight [vocabulary, hidden], if it is a matrix of numbers in memory."""
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, torch.Tensor) or weight.dim() != 2 or weight.device.type == "meta":
+        return None
+    return weight if weight.dtype in _MULTIPLIED else None
 
 
 @contextmanager

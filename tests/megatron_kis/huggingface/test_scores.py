@@ -133,6 +133,31 @@ def test_the_size_of_a_pass_and_the_trees_change_no_score(kind: str, questions: 
     assert plain.computed["because"] == "prefix trees were not wanted"
 
 
+def test_an_output_layer_of_another_type_is_used_as_it_is(questions: QuestionSet) -> None:
+    model = make_model("llama", TREES["llama"])
+    exact = probe_model(model, None, questions).result.scores[:, STATEMENT]
+    model.bfloat16()
+    model.lm_head.float()
+    model.lm_head.register_forward_pre_hook(lambda _, given: (given[0].float(),))
+    found = probe_model(model, None, questions).result.scores[:, STATEMENT]
+    assert np.abs(found - exact).mean() < 1
+    packed = make_model("llama", TREES["llama"])
+    packed.lm_head = _Packed(packed.lm_head.weight.detach())
+    answers = probe_model(packed, None, questions)
+    np.testing.assert_allclose(answers.result.scores[:, STATEMENT], exact, rtol=0, atol=1e-4)
+
+
+class _Packed(torch.nn.Module):
+    """An output layer whose weight is no matrix of numbers, as those of quantized models."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = weight.view(torch.uint8)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden @ self.weight.view(torch.float32).T
+
+
 def test_what_is_no_causal_model_is_refused(questions: QuestionSet) -> None:
     with pytest.raises(InputError, match="no causal model: tokens that follow change what it predicts"):
         probe_model(Recurrent(backwards=True), None, questions)
