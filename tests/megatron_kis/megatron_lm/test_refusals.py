@@ -128,6 +128,16 @@ def test_without_a_plan(words: list[str], said: str) -> None:
     assert said in str(caught.value)
 
 
+def test_a_folder_with_a_complete_run_is_left_alone(run_file: Path, tiny_data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "DONE").write_text("{}", encoding="utf-8")
+    said = refused("--kis-run", run_file, "--kis-set", f"output={output}")
+    assert f"--kis-run {run_file}: output: {output} holds a complete run" in said
+    alone = ALONE.format(data=tiny_data).replace("--kis-output out", f"--kis-output {output} --kis-frequency 5")
+    assert f"--kis-output: {output} holds a complete run; choose another folder" in refused(*alone.split())
+
+
 def test_the_page_names_every_argument() -> None:
     page = (ROOT / "docs" / "how-to" / "megatron-lm.md").read_text(encoding="utf-8")
     own = add_arguments(argparse.ArgumentParser(add_help=False))
