@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import sys
 
-from megatron_kis.common.errors import KisError
+from megatron_kis.common.ending import tell_starter
+from megatron_kis.common.errors import KisError, printable
 
 
 def main() -> int:
@@ -17,7 +18,8 @@ def main() -> int:
     try:
         _pretrain()
     except KisError as error:
-        print(f"kis: error: {error}", file=sys.stderr)
+        print(f"kis: error: {printable(str(error))}", file=sys.stderr)
+        tell_starter(error.exit_status, str(error))  # torchrun, which says it again at its end
         return error.exit_status
     return 0
 

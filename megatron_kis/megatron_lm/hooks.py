@@ -79,7 +79,7 @@ class Hooks:
                 raise InputError(
                     f"{what}; this version of Megatron-LM is not supported",
                     where=f"{MODULE}.{name}",
-                    remedy="use that of megatron-core 0.19",
+                    remedy="use 0.16 or 0.19",
                 )
             self._own[name] = function
 

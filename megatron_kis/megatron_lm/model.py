@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -104,7 +105,9 @@ def whole_weights(training: Any, args: Any, model: Sequence[Any], optimizer: Any
     if not overlapped(args):
         yield
         return
-    training.disable_forward_pre_hook(model, optimizer=optimizer, param_sync=sync)
+    disable = training.disable_forward_pre_hook
+    named = {"optimizer": optimizer} if "optimizer" in inspect.signature(disable).parameters else {}  # before 0.19 not
+    disable(model, param_sync=sync, **named)
     try:
         yield
     finally:

@@ -14,7 +14,6 @@ from megatron_kis.common.files import fingerprint, steadily
 from megatron_kis.config.run import RunConfig
 from megatron_kis.megatron_lm.arguments import check_arguments, naming_arguments, run_of
 from megatron_kis.training.inputs import FactInputs, Inputs, InputsOfMany, open_inputs
-from megatron_kis.training.record import is_done
 
 Datasets = tuple[Any, Any, Any]
 Provider = Callable[..., Datasets]
@@ -78,9 +77,10 @@ def _open(args: argparse.Namespace, config: RunConfig) -> FactInputs:
             where="--vocab-size" if args.vocab_size else "--tokenizer-type",
             remedy="use the tokenizer of the exposures, or render them again with yours",
         )
-    if is_done(config, inputs.fingerprints):
+    if (config.output / "DONE").exists():
         where = "--kis-output" if args.kis_run is None else f"--kis-run {args.kis_run}: output"
-        raise InputError(f"{config.output} holds this run, complete", where=where, remedy="choose another folder")
+        remedy = "choose another folder, or move that run away"
+        raise InputError(f"{config.output} holds a complete run", where=where, remedy=remedy)
     return inputs
 
 

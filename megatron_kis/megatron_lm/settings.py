@@ -188,7 +188,7 @@ def content_of(args: argparse.Namespace) -> dict[str, Any]:
             "ffn_width": args.ffn_hidden_size,
             "tied_embeddings": not args.untie_embeddings_and_output_weights,
             "rope_base": args.rotary_base,
-            "norm_epsilon": args.layernorm_epsilon,
+            "norm_epsilon": getattr(args, "layernorm_epsilon", None) or args.norm_epsilon,  # before 0.17 the latter
             "init_std": args.init_method_std,
         },
         "training": {

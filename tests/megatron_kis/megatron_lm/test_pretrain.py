@@ -115,11 +115,11 @@ def test_a_run_that_resumes_is_the_run_that_was_never_stopped(
 ) -> None:
     config = _config(tiny_data, tmp_path)
     save = tmp_path / "saved"
-    words = ["--kis-run", written(config), "--save", save, "--load", save, "--save-interval", 6]
-    status, said = pretrain(tmp_path, *words, "--exit-interval", 6)
+    run = written(config)
+    status, said = pretrain(tmp_path, "--kis-run", run, "--save", save, "--save-interval", 20, "--exit-interval", 6)
     assert status == 0, said
     assert not (config.output / "DONE").exists()
-    status, said = pretrain(tmp_path, *words)
+    status, said = pretrain(tmp_path, "--kis-run", run, "--load", save)
     assert status == 0, said
     assert losses(config.output) == losses(finished.output)
     assert probed(config.output) == probed(finished.output)

@@ -13,10 +13,11 @@ import yaml
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.run import RunConfig
 from megatron_kis.megatron_lm import add_arguments
-from megatron_kis.megatron_lm.arguments import run_of
+from megatron_kis.megatron_lm.arguments import _refusals, run_of
 from megatron_kis.megatron_lm.gpt import command_line
 from megatron_kis.megatron_lm.provider import check
 from tests.megatron_kis.megatron_lm.on_cpu import FLAGS
+from tests.pages import ROOT
 
 ALONE = (
     "--num-layers 2 --hidden-size 16 --num-attention-heads 2 --seq-length 64 --global-batch-size 8 --train-iters 20"
@@ -125,3 +126,21 @@ def test_without_a_plan(words: list[str], said: str) -> None:
     with pytest.raises(InputError) as caught:
         run_of(args)
     assert said in str(caught.value)
+
+
+def test_a_folder_with_a_complete_run_is_left_alone(run_file: Path, tiny_data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "DONE").write_text("{}", encoding="utf-8")
+    said = refused("--kis-run", run_file, "--kis-set", f"output={output}")
+    assert f"--kis-run {run_file}: output: {output} holds a complete run" in said
+    alone = ALONE.format(data=tiny_data).replace("--kis-output out", f"--kis-output {output} --kis-frequency 5")
+    assert f"--kis-output: {output} holds a complete run; choose another folder" in refused(*alone.split())
+
+
+def test_the_page_names_every_argument() -> None:
+    page = (ROOT / "docs" / "how-to" / "megatron-lm.md").read_text(encoding="utf-8")
+    own = add_arguments(argparse.ArgumentParser(add_help=False))
+    flags = {flag for action in own._actions for flag in action.option_strings}
+    flags |= {flag.split()[0] for flag, *_ in _refusals(argparse.Namespace())}
+    assert [flag for flag in sorted(flags) if f"`{flag}" not in page] == []
