@@ -42,7 +42,13 @@ setup(
     package_data={
         "megatron_kis.data_tools": ["resources/*"],
         "megatron_kis.analysis.report": ["*.html", "*.css", "*.js"],
-        "megatron_kis.run_scripts": ["slurm/*.j2", "studies/*.yaml", "studies/templates/*.yaml", "runs/*.yaml"],
+        "megatron_kis.run_scripts": [
+            "slurm/*.j2",
+            "studies/*.yaml",
+            "studies/templates/*.yaml",
+            "runs/*.yaml",
+            "examples/*.py",
+        ],
     },
     install_requires=[
         "torch>=2.6",

@@ -1,1 +1,1 @@
-"""Studies, runs and templates of batch scripts: files that are shipped with megatron_kis, and no code."""
+"""Studies, runs, examples and templates of batch scripts: files that are shipped with megatron_kis, and no library."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -29,3 +30,63 @@ def test_the_gpt_dataset_example_infuses_exactly_what_it_says(tiny_data: Path, t
     assert ended.stdout.count("16 background facts received 2 to 2 whole exposures") == ranks
     losses = [float(line.rsplit(" ", 1)[1]) for line in ended.stdout.splitlines() if line.startswith("step")]
     assert max(losses[-ranks:]) < min(losses[:ranks])
+
+
+def trained(example: str, ranks: int, data: Path, output: Path, *more: str) -> str:
+    """Runs 12 steps of 8 sequences in some processes, with workers that read the data, and returns what was said."""
+    script = str(ROOT / "run_scripts" / "examples" / example)
+    sizes = {"steps": 12, "batch": 8, "length": 64, "frequency": 4, "background": 6, "workers": 1}
+    options = [text for name, value in sizes.items() for text in (f"--{name}", str(value))]
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    command = [*start, script, "--data", str(data), "--output", str(output), *options, *more]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+@pytest.mark.distributed
+def test_the_plain_loop_counts_over_ranks_workers_and_a_resume(tiny_data: Path, tmp_path: Path) -> None:
+    said = trained("infuse_ddp.py", 2, tiny_data, tmp_path / "run", "--stop-after", "5")
+    assert "received 4 to 4" not in said
+    said = trained("infuse_ddp.py", 1, tiny_data, tmp_path / "run")
+    assert "step 5:" not in said and "step 12:" in said
+    assert "16 infused facts received 4 to 4 whole exposures" in said
+    assert "background facts received" in said
+
+
+@pytest.mark.distributed
+def test_the_trainer_of_transformers_counts_over_ranks_workers_and_a_resume(tiny_data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    output = tmp_path / "run"
+    said = trained("infuse_trainer.py", 2, tiny_data, output, "--accumulate", "2", "--stop-after", "5")
+    assert "received 4 to 4" not in said
+    assert (output / "checkpoint-5" / "ledger.pt").is_file()
+    said = trained("infuse_trainer.py", 2, tiny_data, output, "--accumulate", "2")
+    assert (output / "checkpoint-12").is_dir() and not (output / "checkpoint-17").exists()
+    assert "16 infused facts received 4 to 4 whole exposures" in said
+    assert "background facts received" in said
+
+
+def test_the_labels_for_transformers_are_those_of_the_mask(tiny_data: Path) -> None:
+    pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    import torch
+
+    from megatron_kis.data import ExposurePlan, InfusedDataset, InfusedFacts, TokenBudget
+    from megatron_kis.data.exposure_store import ExposureStore
+    from megatron_kis.data.general_text import GeneralText
+    from megatron_kis.run_scripts.examples.infuse_trainer import Samples
+
+    store = ExposureStore(tiny_data / "exposures")
+    plan = ExposurePlan(InfusedFacts(store.lengths("infused"), frequency=8), budget=TokenBudget(80 * 64, 64))
+    dataset = InfusedDataset(plan, GeneralText(tiny_data / "corpus", sequence_length=64, seed=0), store)
+    samples, masked = Samples(dataset), 0
+    for number in range(len(samples)):
+        labels, sample = samples[number]["labels"], dataset[number]
+        counted = sample["loss_mask"][:-1] == 1  # what would follow the last token, transformers does not ask
+        assert torch.equal(labels[1:][counted], sample["labels"][:-1][counted])
+        assert (labels[1:][~counted] == -100).all()
+        masked += int((~counted).sum())
+    assert masked

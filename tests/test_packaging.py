@@ -69,7 +69,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel: Path)
     for folder in _FOLDERS:
         inside = "" if folder == "megatron_kis" else "megatron_kis/"
         for path in (ROOT / folder).rglob("*"):
-            if path.is_file() and "__pycache__" not in path.parts and "examples" not in path.parts:
+            if path.is_file() and "__pycache__" not in path.parts:
                 wanted.add(f"{inside}{path.relative_to(ROOT)}")
     with zipfile.ZipFile(wheel) as file:
         found = {name for name in file.namelist() if ".dist-info/" not in name}
@@ -100,6 +100,8 @@ def test_an_installed_wheel_works_away_from_the_checkout(site: Path, tmp_path: P
     assert Path(where.strip()).is_relative_to(site)
     assert run("-m", "megatron_kis", "--version", cwd=tmp_path, path=site).startswith("megatron_kis ")
     assert "STUDY.yaml" in run("-m", "megatron_kis", "study", "plan", "--help", cwd=tmp_path, path=site)
+    example = "megatron_kis.run_scripts.examples.infuse_ddp"
+    assert "--frequency" in run("-m", example, "--help", cwd=tmp_path, path=site)
 
 
 @pytest.fixture
