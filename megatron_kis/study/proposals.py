@@ -177,7 +177,7 @@ def nearest_new_size(
     return best.model_copy(update={"learning_rate": rate}), found
 
 
-_KEPT = ("tied_embeddings", "rope_base", "norm_epsilon", "head_width", "qkv_bias", "qk_norm")
+_KEPT = ("tied_embeddings", "rope_base", "norm_epsilon", "head_width", "qkv_bias", "qk_norm", "rope_scaling")
 
 
 def _resized(model: LadderEntry, shape: ModelShape, *, layers: int, heads: int) -> LadderEntry:
