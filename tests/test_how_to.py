@@ -78,6 +78,11 @@ def lines(page: Path) -> Iterator[str]:
             yield from (line.strip() for line in block.text.replace("\\\n", " ").splitlines() if line.strip())
 
 
+def yaml_blocks(page: Path) -> Iterator[str]:
+    """The pieces of YAML of a page."""
+    yield from (block.text for block in blocks(page) if block.language == "yaml")
+
+
 def execute(line: str, folder: Path) -> str:
     ended = run(line, folder)
     assert ended.returncode == 0, f"{line}\n{ended.stdout}\n{ended.stderr}"
@@ -127,20 +132,34 @@ def test_the_commands_for_continued_pretraining(folder: Path, tiny_data: Path, t
     write_sources(folder, documents=60)
     shutil.copy(tiny_data / "facts.jsonl", folder)
     make_model(folder / "my_llama", tiny_data)
+    shutil.copy(folder / "text.jsonl", folder / "held_out.jsonl")
+    page = HOW_TO / "continued-pretraining.md"
+    settings = next(content for content in map(yaml.safe_load, yaml_blocks(page)) if "model" in content)
     ran = 0
-    for line in lines(HOW_TO / "continued-pretraining.md"):
+    for command in lines(page):
+        line = command
         if line.startswith("kis train"):
-            data = {"corpus": "corpus", "validation": "corpus", "exposures": "exposures"}
-            config = tiny_run(
-                model=json.loads((folder / "start" / "start.json").read_text())["model"],
-                data={**data, "tokenizer": "start/tokenizer.json"},
-            )
-            (folder / "run.yaml").write_text(config.model_dump_json(), encoding="utf-8")
+            small = tiny_run().model_dump(mode="json")
+            model = json.loads((folder / "start" / "start.json").read_text())["model"]
+            settings["model"] |= {**model, "qkv_bias": False}
+            settings |= {"training": small["training"], "infusion": {"frequency": 2}, "device": "cpu"}
+            settings["probes"]["templates"] = small["probes"]["templates"]
+            (folder / "run.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+        if line.startswith("kis import megatron"):  # here a checkpoint that was exported
+            execute("kis export megatron runs/continued --output checkpoints", folder)
+            line = line.replace("--output start", "--output again").replace(" tokenizer.json", " start/tokenizer.json")
+        if line.startswith("kis export"):
+            line = line.replace("--output checkpoints", "--output release")
         if line.startswith("kis"):
             execute(line, folder)
             ran += 1
-    assert ran == 4
-    assert json.loads((folder / "runs/tiny/run.json").read_text())["config"]["model"]["init_from"] == "../../start"
+    assert ran == 8
+    record = json.loads((folder / "runs/continued/run.json").read_text())
+    assert record["config"]["model"]["init_from"] == "../../start"
+    first = (folder / "runs/continued/probes.jsonl").read_text(encoding="utf-8").splitlines()[0]
+    assert json.loads(first)["step"] == 0
+    weights = [sorted((folder / name / "weights").glob("*.distcp")) for name in ("start", "again")]
+    assert [path.stat().st_size for path in weights[0]] == [path.stat().st_size for path in weights[1]]
 
 
 @pytest.mark.slow
@@ -170,6 +189,7 @@ def test_the_steps_one_at_a_time(folder: Path, finished: Path, tiny_run: MakeRun
         "RUN_DIR": "runs/tiny",
         "RUN": RUN,
         "MODEL_DIR": "model",
+        "CHECKPOINT_DIR": "checkpoints",
         "START": "start",
         "--step 500": "--step 20",
         "FILE.csv": "histories.csv",
@@ -183,7 +203,9 @@ def test_the_steps_one_at_a_time(folder: Path, finished: Path, tiny_run: MakeRun
                 continue
             line = replaced(command, words)
             if line.startswith("kis export"):
-                line = line.replace("DIR", "model" if "export hf" in line else "tasks")
+                line = line.replace("DIR", {"hf": "model", "megatron": "checkpoints"}.get(line.split()[2], "tasks"))
+            if line.startswith("kis import megatron"):
+                line = line.replace("start", "again")
             if line.startswith("kis train"):
                 data = {name: name for name in ("corpus", "exposures")}
                 data |= {"validation": "corpus.validation", "tokenizer": "tokenizer.model"}
@@ -281,7 +303,9 @@ def test_every_piece_of_yaml_is_one_that_is_read(page: Path, tmp_path: Path) -> 
         if block.language != "yaml":
             continue
         content = yaml.safe_load(block.text)
-        if set(content) <= set(StudyConfig.model_fields):
+        if "model" in content:
+            parse_config(RunConfig, content, source=str(page))
+        elif set(content) <= set(StudyConfig.model_fields):
             grid = {} if "ladder" in content else {"ladder": STUDY["ladder"]}
             parse_config(StudyConfig, {**STUDY, **grid, **content}, source=str(page))
         else:

@@ -57,6 +57,7 @@ _LATER: dict[str, Any] = {
     "model.norm_epsilon": 1e-5,
     "model.qk_norm": False,
     "model.qkv_bias": False,
+    "model.rope_scaling": None,
     "probes.facts_per_group": None,
     "probes.moments.tokens": [],
     "validation.moments.tokens": [],

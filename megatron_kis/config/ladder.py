@@ -52,6 +52,9 @@ class ModelShape:
     qk_norm: bool = False
     """Whether the queries and the keys of each head are normalised, each with one weight for all heads of a layer."""
 
+    rope_scaling: float | None = None
+    """Factor by which long wavelengths of the rotary embedding are stretched, as in Llama 3.1; None for none."""
+
     def __post_init__(self) -> None:
         for name in ("layers", "width", "heads", "query_groups", "ffn_width"):
             if getattr(self, name) < 1:
@@ -125,7 +128,7 @@ class ModelShape:
         return 6.0 * (weights + vocabulary * self.width) + 6.0 * self.layers * sequence_length * self.queries
 
 
-_LATER = ("head_width", "qkv_bias", "qk_norm")
+_LATER = ("head_width", "qkv_bias", "qk_norm", "rope_scaling")
 
 
 def _small(layers: int, width: int, heads: int) -> ModelShape:

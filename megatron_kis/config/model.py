@@ -54,6 +54,9 @@ class ModelConfig(Config):
     qk_norm: bool = False
     """Whether the queries and keys of each head are normalised (RMSNorm), as in Qwen3."""
 
+    rope_scaling: float | None = Field(None, ge=1)
+    """Factor by which long wavelengths of the rotary embedding are stretched, as in Llama 3.1 (8) and 3.2 (32)."""
+
     init_from: Path | None = None
     """Folder of ``kis import`` with the initial weights. The other keys must be those that it names."""
 
@@ -80,7 +83,7 @@ class ModelConfig(Config):
             msg = "needs either 'preset' or all of 'layers', 'width' and 'heads'"
             raise ValueError(msg)
         explicit += [self.query_groups, self.ffn_width, self.head_width]
-        names = ("tied_embeddings", "rope_base", "norm_epsilon", "qkv_bias", "qk_norm")
+        names = ("tied_embeddings", "rope_base", "norm_epsilon", "qkv_bias", "qk_norm", "rope_scaling")
         changed = any(getattr(self, name) != ModelConfig.model_fields[name].default for name in names)
         if self.preset is not None and (changed or any(value is not None for value in explicit)):
             msg = "has both a 'preset' and an explicit shape; give one"
@@ -109,4 +112,5 @@ class ModelConfig(Config):
             head_width=self.head_width,
             qkv_bias=self.qkv_bias,
             qk_norm=self.qk_norm,
+            rope_scaling=self.rope_scaling,
         )

@@ -13,6 +13,7 @@ from typing import Any
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.ladder import ModelShape
+from megatron_kis.convert.llama import LLAMA3
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -117,6 +118,7 @@ def read_shape(config: Any, path: Path) -> ModelShape:
         head = full.get("head_dim")
         rope = full.get("rope_parameters") or {}
         base = float(rope.get("rope_theta", full.get("rope_theta", 10_000)))
+        scaling = _scaling(full, path)
         epsilon = float(full.get("rms_norm_eps", 1e-6))
         head_width = None if head is None else int(head)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -139,9 +141,23 @@ def read_shape(config: Any, path: Path) -> ModelShape:
             head_width=head_width,
             qkv_bias=kind == "qwen2",
             qk_norm=kind == "qwen3",
+            rope_scaling=scaling,
         )
     except InputError as error:  # which names a key of ours
         raise InputError(f"{error.where} {error.problem}", where=str(path), remedy=error.remedy) from None
+
+
+def _scaling(config: Mapping[str, Any], path: Path) -> float | None:
+    """Returns the factor of Llama 3.1's stretched wavelengths; None where there are none."""
+    for name in ("rope_parameters", "rope_scaling"):
+        rope = config.get(name) or {}
+        if rope.get("rope_type", rope.get("type")) == "llama3":
+            if any(rope.get(key) != value for key, value in LLAMA3.items()) or not float(rope["factor"]) >= 1:
+                constants = ", ".join(f"{key} {value}" for key, value in LLAMA3.items())
+                problem = "rope_type 'llama3' is not supported with other constants than Llama 3.1's"
+                raise InputError(problem, where=str(path), remedy=f"needed are {constants}, and a factor")
+            return float(rope["factor"])
+    return None
 
 
 def _foreign(config: Mapping[str, Any], base: float) -> Iterator[tuple[str, bool]]:
@@ -150,7 +166,7 @@ def _foreign(config: Mapping[str, Any], base: float) -> Iterator[tuple[str, bool
     scaling = config.get("rope_scaling") or {}
     for where in (rope, scaling):
         kind = where.get("rope_type", where.get("type", "default"))
-        yield f"rope_type {kind!r}", kind != "default"
+        yield f"rope_type {kind!r}", kind not in ("default", "llama3")
         yield from ((f"rope_parameters.{name}", isinstance(value, Mapping)) for name, value in where.items())
     yield f"hidden_act {config.get('hidden_act')!r}", config.get("hidden_act", "silu") != "silu"
     yield f"rope_theta {base}", base != int(base)

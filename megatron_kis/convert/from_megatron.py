@@ -34,7 +34,6 @@ _ALIKE: dict[str, tuple[Any, ...]] = {
     "rotary_percent": (1.0,),
     "rotary_interleaved": (False,),
     "rotary_seq_len_interpolation_factor": (None, 1),
-    "use_rope_scaling": (False,),
     "no_rope_freq": (None,),
     "apply_layernorm_1p": (False,),
     "apply_residual_connection_post_layernorm": (False,),
@@ -120,6 +119,7 @@ def shape_of(arguments: Mapping[str, Any], where: str) -> ModelShape:
     try:
         heads, width = int(arguments["num_attention_heads"]), int(arguments["hidden_size"])
         groups = arguments.get("num_query_groups") if arguments.get("group_query_attention", True) else None
+        stretched = float(arguments.get("rope_scaling_factor", 8.0))  # Megatron-LM's default
         epsilon = arguments["norm_epsilon" if "norm_epsilon" in arguments else "layernorm_epsilon"]
         return ModelShape(
             layers=int(arguments["num_layers"]),
@@ -133,6 +133,7 @@ def shape_of(arguments: Mapping[str, Any], where: str) -> ModelShape:
             head_width=int(arguments.get("kv_channels") or width // heads),
             qkv_bias=bool(arguments.get("add_qkv_bias", False)),
             qk_norm=bool(arguments.get("qk_layernorm", False)),
+            rope_scaling=stretched if arguments.get("use_rope_scaling") else None,
         )
     except (KeyError, TypeError, ValueError) as error:
         problem = f"its arguments do not say the model's shape ({type(error).__name__}: {error})"

@@ -24,6 +24,9 @@ OUTPUT = "output_layer.weight"
 LAYERS = "decoder.layers."
 """Beginning of the names of the layers' weights, which are stacked along the first dimension."""
 
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+"""Constants of Llama 3.1's stretched wavelengths, which Megatron-Core has in its code."""
+
 _NORM = "decoder.final_layernorm.weight"
 _QKV, _QKV_BIAS = "self_attention.linear_qkv.weight", "self_attention.linear_qkv.bias"
 _FC1 = "mlp.linear_fc1.weight"
@@ -191,6 +194,9 @@ def llama_config(
             end-of-document token of the document before is the first one.
         positions: tokens of the longest sequence that the model it was trained from was made for, if there is one.
     """
+    rope = {"rope_type": "default", "rope_theta": float(shape.rope_base)}
+    if shape.rope_scaling:
+        rope |= {"rope_type": "llama3", "factor": shape.rope_scaling, **LLAMA3}
     return {
         **_architecture(shape),
         "vocab_size": vocabulary,
@@ -203,8 +209,9 @@ def llama_config(
         "hidden_act": "silu",
         "max_position_embeddings": max(sequence_length, positions or 0),
         "rms_norm_eps": shape.norm_epsilon,
-        "rope_theta": float(shape.rope_base),  # transformers 4
-        "rope_parameters": {"rope_type": "default", "rope_theta": float(shape.rope_base)},  # transformers 5
+        "rope_theta": float(shape.rope_base),  # transformers 4, as rope_scaling
+        **({"rope_scaling": rope} if shape.rope_scaling else {}),
+        "rope_parameters": rope,  # transformers 5
         "attention_dropout": 0.0,
         "tie_word_embeddings": shape.tied_embeddings,
         "bos_token_id": eod_id if bos_id is None else bos_id,

@@ -83,6 +83,8 @@ def arguments_of(shape: ModelShape, *, rows: int, positions: int, length: int) -
         "rotary_base": shape.rope_base,
         "rotary_percent": 1.0,
         "rotary_interleaved": False,
+        "use_rope_scaling": shape.rope_scaling is not None,
+        "rope_scaling_factor": shape.rope_scaling or 8.0,
         "normalization": "RMSNorm",
         "norm_epsilon": shape.norm_epsilon,
         "apply_layernorm_1p": False,

@@ -271,6 +271,8 @@ def assemble_model(spec: ModelSpec, *, chunk: int = 0) -> GPTModel:
             share_embeddings_and_output_weights=spec.shape.tied_embeddings,
             position_embedding_type="rope",
             rotary_base=spec.shape.rope_base,
+            rope_scaling=spec.shape.rope_scaling is not None,
+            rope_scaling_factor=spec.shape.rope_scaling or 1.0,
             vp_stage=stage,
         )
     if not spec.device.is_cpu:

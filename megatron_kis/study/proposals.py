@@ -222,7 +222,7 @@ def _learning_rate(width: int, params: float, known: Mapping[int, LadderEntry]) 
     return float(f"{rate:.2g}")
 
 
-_KEPT = ("tied_embeddings", "rope_base", "norm_epsilon", "head_width", "qkv_bias", "qk_norm")
+_KEPT = ("tied_embeddings", "rope_base", "norm_epsilon", "head_width", "qkv_bias", "qk_norm", "rope_scaling")
 
 
 def _resized(model: LadderEntry, shape: ModelShape, *, layers: int, heads: int) -> LadderEntry:

@@ -59,11 +59,15 @@ class InfusedTrainer(Trainer):
     ledger: Ledger
 
     def _get_train_sampler(self, *_: Any) -> SequentialSampler:
-        return SequentialSampler(self.train_dataset)
+        return SequentialSampler(self._sequences())
+
+    def _sequences(self) -> Samples:
+        assert isinstance(self.train_dataset, Samples)
+        return self.train_dataset
 
     def training_step(self, model: Any, inputs: dict[str, Any], *more: Any, **others: Any) -> Tensor:
         """Trains on a micro-batch."""
-        layouts = [self.train_dataset.dataset.plan[number] for number in inputs.pop("sequence").tolist()]
+        layouts = [self._sequences().dataset.plan[number] for number in inputs.pop("sequence").tolist()]
         self.ledger.observe_many(list(inputs["input_ids"].cpu().numpy()), layouts)
         loss: Tensor = super().training_step(model, inputs, *more, **others)
         return loss

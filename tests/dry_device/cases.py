@@ -84,6 +84,13 @@ ENGINE_CASES: dict[str, Case] = {
     },
     "replicas": {"preset": "3b", "layers": 2, "data": 2},
     "FP8": {"preset": "70m", "layers": 2, "precision": "fp8"},
+    "normed queries and biases": {
+        "preset": "70m",
+        "layers": 2,
+        "tensor": 2,
+        "sequence": True,
+        "set": {"model.query_groups": 4, "model.head_width": 128, "model.qk_norm": True, "model.qkv_bias": True},
+    },
     "FP8, shared out sequences": {"preset": "1b", "layers": 2, "tensor": 2, "sequence": True, "precision": "fp8"},
 }
 """Options of the layouts that are tried with Transformer Engine."""

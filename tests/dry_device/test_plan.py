@@ -79,6 +79,7 @@ CASES: dict[str, Case] = LAYOUTS | {
     },
 }
 
+CASES["normed queries and biases"] = ENGINE_CASES["normed queries and biases"]
 for _name, _case in ENGINE_CASES.items():
     CASES[f"Transformer Engine, {_name}"] = {**_case, "transformer_engine": True}
 
@@ -104,8 +105,9 @@ def work_of(asked: Case) -> Work:
         sequence=given.get("sequence", False),
     )
     layers: Layers = "transformer_engine" if given.get("transformer_engine") else "sdpa"
+    own = {key.removeprefix("model."): value for key, value in given.get("set", {}).items() if key.startswith("model.")}
     return Work(
-        replace(shape, layers=given.get("layers", shape.layers)),
+        replace(shape, layers=given.get("layers", shape.layers), **own),
         padded_vocabulary(given["vocabulary"]),
         split,
         given["length"],

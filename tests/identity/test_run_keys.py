@@ -95,6 +95,7 @@ TABLE: dict[str, Change] = dict(
         counts("model.head_width", 4),
         counts("model.qkv_bias", True),
         counts("model.qk_norm", True),
+        counts("model.rope_scaling", 8.0),
         counts("model.init_std", 0.03),
         free("model.transformer_impl", "local", exact=False),
         counts("training.token_budget", 30 * 8 * 64),

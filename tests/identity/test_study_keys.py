@@ -70,6 +70,7 @@ SETTINGS: dict[str, Any] = {
     "ladder.head_width": 4,
     "ladder.qkv_bias": True,
     "ladder.qk_norm": True,
+    "ladder.rope_scaling": 8.0,
     "ladder.init_std": 0.03,
     "ladder.learning_rate": 1e-3,
 }

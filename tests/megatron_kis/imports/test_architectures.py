@@ -19,6 +19,12 @@ CONFIG: dict[str, Any] = {
     "vocab_size": 512,
     "max_position_embeddings": 64,
 }
+LLAMA_31 = {
+    "rope_type": "llama3",
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 PATH = Path("config.json")
 
 
@@ -32,6 +38,10 @@ PATH = Path("config.json")
         ({"model_type": "qwen2", "attention_bias": True}, {"qkv_bias": True, "qk_norm": False}),
         ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 64}, {"qkv_bias": True}),
         ({"model_type": "qwen2", "sliding_window": 8}, {"qkv_bias": True}),
+        (
+            {"model_type": "llama", "rope_theta": 5e5, "rope_scaling": {"factor": 32.0, **LLAMA_31}},
+            {"rope_scaling": 32.0, "rope_base": 500_000},
+        ),
         ({"model_type": "qwen3"}, {"head_width": 128, "qkv_bias": False, "qk_norm": True}),
         ({"model_type": "qwen3", "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, {"rope_base": 10**6}),
     ],
@@ -71,6 +81,11 @@ def test_the_shape_is_that_which_transformers_would_read(change: dict[str, Any],
             {"model_type": "llama", "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
             "partial_rotary_factor 0.5 is not supported",
         ),
+        (
+            {"model_type": "llama", "rope_scaling": {**LLAMA_31, "factor": 8.0, "high_freq_factor": 8.0}},
+            "'llama3' is not supported with other constants",
+        ),
+        ({"model_type": "llama", "rope_scaling": LLAMA_31}, "not the configuration"),
         ({"model_type": "qwen3", "num_attention_heads": 3}, r"model\.query_groups 3 heads cannot share 2"),
     ],
     ids=str,

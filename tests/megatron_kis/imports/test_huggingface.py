@@ -33,7 +33,12 @@ safetensors = pytest.importorskip("safetensors.torch")
 MakeRun = Callable[..., RunConfig]
 TIED = {"num_key_value_heads": 2, "rms_norm_eps": 1e-3, "rope_theta": 700.0, "tie_word_embeddings": True}
 UNTIED = {"num_key_value_heads": 4, "tie_word_embeddings": False}
+LLAMA_31 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 OTHERS: dict[str, dict[str, Any]] = {
+    "Llama 3.1": {
+        "num_key_value_heads": 2,
+        "rope_parameters": {"rope_theta": 5e5, "original_max_position_embeddings": 8192, **LLAMA_31},
+    },
     "Qwen2": {"kind": "Qwen2", "num_key_value_heads": 2, "rms_norm_eps": 1e-3},
     "Qwen2 with an unused window, tied": {
         "kind": "Qwen2",
@@ -66,7 +71,7 @@ OTHERS: dict[str, dict[str, Any]] = {
         "head_dim": 12,
     },
 }
-"""Other architectures: the same layers under another name, or with biases or norms of queries and keys."""
+"""Other models: the same layers under another name, stretched wavelengths, biases or norms of queries and keys."""
 
 
 def their_logits(folder: Path, rows: torch.Tensor) -> torch.Tensor:

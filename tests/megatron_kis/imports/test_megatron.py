@@ -214,7 +214,7 @@ def test_what_is_no_such_checkpoint_is_refused(saved: tuple[Path, torch.Tensor],
     [
         ({"swiglu": False}, "the argument swiglu is False"),
         ({"normalization": "LayerNorm"}, "the argument normalization is LayerNorm"),
-        ({"use_rope_scaling": True}, "the argument use_rope_scaling is True"),
+        ({"rotary_interleaved": True}, "the argument rotary_interleaved is True"),
         ({"num_experts": 8}, "the argument num_experts is 8"),
         ({"add_bias_linear": True}, "the argument add_bias_linear is True"),
         ({"window_size": (128, 0)}, "the argument window_size is set"),
@@ -235,7 +235,10 @@ def test_arguments_of_another_model_are_refused_by_name(
 def test_without_groups_each_head_has_its_own_keys() -> None:
     alone = ARGUMENTS | {"group_query_attention": False, "num_query_groups": 1, "kv_channels": None}
     shape = shape_of(alone, "checkpoint")
-    assert (shape.query_groups, shape.head_width) == (4, None)
+    assert (shape.query_groups, shape.head_width, shape.rope_scaling) == (4, None, None)
+    assert (
+        shape_of(ARGUMENTS | {"use_rope_scaling": True, "rope_scaling_factor": 32}, "checkpoint").rope_scaling == 32.0
+    )
 
 
 @pytest.mark.slow
