@@ -82,6 +82,9 @@ def gpt_datasets(samples: Sequence[Any], vp_stage: int | None = None) -> Any:
     return BlendedMegatronDatasetBuilder(GPTDataset, list(samples), needs_data, config).build()
 
 
+gpt_datasets.is_distributed = True  # type: ignore[attr-defined]  # the builder waits for every rank
+
+
 def forward_step(batches: Any, model: Any) -> tuple[torch.Tensor, Any]:
     """Implements Megatron-LM's forward step: returns the output, and a function to (loss, tokens, report)."""
     batch = _batch(batches)

@@ -39,7 +39,7 @@ def infused(provider: Provider | None = None) -> Provider:
             opened.append(_Opened(args))
         return opened[0].datasets(samples, vp_stage, provider)
 
-    datasets.is_distributed = getattr(provider, "is_distributed", True)  # type: ignore[attr-defined]
+    datasets.is_distributed = True  # type: ignore[attr-defined]  # every rank takes part in counting and probing
     return datasets
 
 
@@ -105,6 +105,8 @@ class _Opened:
             vp_stage: number of the chunk, if there are several.
             provider: as in ``infused``.
         """
+        from megatron.core.parallel_state import get_tensor_model_parallel_rank
+
         from megatron_kis.data.dataset import MegatronText
         from megatron_kis.megatron_lm.samples import TrainingSamples, ValidationSamples, needs_data
 
@@ -121,6 +123,8 @@ class _Opened:
                 where="--kis-exposures",
                 remedy="give infused() the provider of your script, or use --kis-run",
             )
+        if not getattr(provider, "is_distributed", False) and get_tensor_model_parallel_rank() != 0:
+            return None, None, None  # as Megatron-LM treats such a provider
         staged = vp_stage is not None and "vp_stage" in inspect.signature(provider).parameters
         train, validation, test = provider(samples, vp_stage=vp_stage) if staged else provider(samples)
         if train is None:

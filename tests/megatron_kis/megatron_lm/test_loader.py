@@ -15,6 +15,7 @@ from megatron_kis.data import BackgroundFacts, ExposurePlan, InfusedDataset, Inf
 from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.data.general_text import GeneralText, ValidationText
 from megatron_kis.data.ledger import Ledger
+from megatron_kis.megatron_lm import infused
 from megatron_kis.megatron_lm.feed import Feed
 from megatron_kis.megatron_lm.samples import SEQUENCE, TrainingSamples, ValidationSamples
 
@@ -135,3 +136,11 @@ def test_megatrons_sequential_loader_feeds_every_exposure_over_ranks_and_a_resum
     merged.load_tensor(total)
     assert merged.differences(dataset.plan) == []
     assert set(merged.received["background"].tolist()) == {3}
+
+
+def test_every_rank_takes_part_whatever_the_own_provider_asks_for() -> None:
+    def own(samples: Any) -> Any:
+        return samples
+
+    assert infused(own).is_distributed
+    assert infused().is_distributed

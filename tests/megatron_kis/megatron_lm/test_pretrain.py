@@ -171,11 +171,14 @@ def test_two_ranks_count_and_probe_as_one(
         assert margins[0] == pytest.approx(margins[1], abs=1e-3)
 
 
-def test_without_a_run_everything_else_is_megatrons(tiny_data: Path, tmp_path: Path) -> None:
-    words = WITHOUT_A_RUN.split()
+@pytest.mark.parametrize(
+    "ranks", [pytest.param(1, id="one rank"), pytest.param(2, id="tensor", marks=[pytest.mark.slow])]
+)
+def test_without_a_run_everything_else_is_megatrons(tiny_data: Path, tmp_path: Path, ranks: int) -> None:
+    words = [*WITHOUT_A_RUN.split(), "--tensor-model-parallel-size", ranks]
     paths = ["--kis-exposures", tiny_data / "exposures", "--kis-output", tmp_path / "flags"]
     paths += ["--data-path", tiny_data / "corpus", "--data-cache-path", tmp_path / "cache"]
-    status, said = pretrain(tmp_path, *words, *paths)
+    status, said = pretrain(tmp_path, *words, *paths, ranks=ranks)
     assert status == 0, said
     record = json.loads((tmp_path / "flags" / "run.json").read_text())
     assert record["settings"]["megatron_lm"]["lr_decay_style"] == "linear"
