@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -69,7 +70,7 @@ def test_the_trainer_of_transformers_counts_over_ranks_workers_and_a_resume(tiny
     assert "background facts received" in said
 
 
-def test_the_labels_for_transformers_are_those_of_the_mask(tiny_data: Path) -> None:
+def test_transformers_reads_in_order_and_its_labels_are_those_of_the_mask(tiny_data: Path) -> None:
     pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
     import torch
@@ -77,12 +78,14 @@ def test_the_labels_for_transformers_are_those_of_the_mask(tiny_data: Path) -> N
     from megatron_kis.data import ExposurePlan, InfusedDataset, InfusedFacts, TokenBudget
     from megatron_kis.data.exposure_store import ExposureStore
     from megatron_kis.data.general_text import GeneralText
-    from megatron_kis.run_scripts.examples.infuse_trainer import Samples
+    from megatron_kis.run_scripts.examples.infuse_trainer import InfusedTrainer, Samples
 
     store = ExposureStore(tiny_data / "exposures")
     plan = ExposurePlan(InfusedFacts(store.lengths("infused"), frequency=8), budget=TokenBudget(80 * 64, 64))
     dataset = InfusedDataset(plan, GeneralText(tiny_data / "corpus", sequence_length=64, seed=0), store)
     samples, masked = Samples(dataset), 0
+    sampler = InfusedTrainer._get_train_sampler(SimpleNamespace(samples=samples))  # type: ignore[arg-type]
+    assert list(sampler) == list(range(80))
     for number in range(len(samples)):
         labels, sample = samples[number]["labels"], dataset[number]
         counted = sample["loss_mask"][:-1] == 1  # what would follow the last token, transformers does not ask

@@ -218,7 +218,7 @@ def test_the_steps_one_at_a_time(folder: Path, finished: Path, tiny_run: MakeRun
                 _points(folder / "points.csv")
             execute(line, folder)
             ran += 1
-    assert ran == 27
+    assert ran == 29
     assert (folder / "studies" / "small" / "report.html").is_file()
 
 

@@ -177,6 +177,7 @@ def _evaluation(line: CsvLine) -> dict[str, _Task]:
             remedy = f"name one of them: {', '.join(str(path) for path in models.values())}"
             raise line.error("results", f"{line.cells['results']} has evaluations of several models", remedy)
         for name in content["results"]:
+            _mapping(content["results"], name, path)
             tasks[name] = _Task(name, path, content, _samples(path, name))
     if not tasks:
         remedy = "the folder that lm-eval wrote with --output_path"

@@ -56,18 +56,15 @@ class Samples(Dataset[dict[str, Any]]):
 class InfusedTrainer(Trainer):
     """A trainer that reads the sequences in their order, and counts the exposures in those that it was fed."""
 
+    samples: Samples
     ledger: Ledger
 
     def _get_train_sampler(self, *_: Any) -> SequentialSampler:
-        return SequentialSampler(self._sequences())
-
-    def _sequences(self) -> Samples:
-        assert isinstance(self.train_dataset, Samples)
-        return self.train_dataset
+        return SequentialSampler(self.samples)
 
     def training_step(self, model: Any, inputs: dict[str, Any], *more: Any, **others: Any) -> Tensor:
         """Trains on a micro-batch."""
-        layouts = [self._sequences().dataset.plan[number] for number in inputs.pop("sequence").tolist()]
+        layouts = [self.samples.dataset.plan[number] for number in inputs.pop("sequence").tolist()]
         self.ledger.observe_many(list(inputs["input_ids"].cpu().numpy()), layouts)
         loss: Tensor = super().training_step(model, inputs, *more, **others)
         return loss
@@ -125,14 +122,14 @@ def main() -> int:
         budget=TokenBudget(options.steps * options.batch * options.length, options.length),
     )
     text = GeneralText(options.data / "corpus", sequence_length=options.length, seed=0)
-    shape: dict[str, Any] = {
-        "hidden_size": 64,
-        "intermediate_size": 176,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-    }
-    vocabulary = load_tokenizer(options.data).vocab_size
-    config = LlamaConfig(vocab_size=vocabulary, max_position_embeddings=options.length, **shape)
+    config = LlamaConfig(
+        vocab_size=load_tokenizer(options.data).vocab_size,
+        hidden_size=64,
+        intermediate_size=176,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=options.length,
+    )
     settings = TrainingArguments(
         output_dir=str(options.output),
         per_device_train_batch_size=options.batch // ranks // options.accumulate,
@@ -149,10 +146,9 @@ def main() -> int:
         ddp_backend="gloo" if ranks > 1 and not torch.cuda.is_available() else None,
         ddp_find_unused_parameters=False,
     )
-    trainer = InfusedTrainer(
-        LlamaForCausalLM(config), settings, train_dataset=Samples(InfusedDataset(plan, text, store))
-    )
-    trainer.ledger = Ledger(store)
+    samples = Samples(InfusedDataset(plan, text, store))
+    trainer = InfusedTrainer(LlamaForCausalLM(config), settings, train_dataset=samples)
+    trainer.samples, trainer.ledger = samples, Ledger(store)
     trainer.add_callback(KeepLedger(trainer, options.stop_after))
     before = get_last_checkpoint(str(options.output)) if options.output.exists() else None
     if before and settings.process_index == 0:  # one rank has the sum of all
