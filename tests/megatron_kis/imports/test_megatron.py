@@ -135,6 +135,19 @@ def test_layers_that_were_saved_one_by_one_are_stacked(saved: tuple[Path, torch.
     assert all(torch.equal(apart[name], whole[name]) for name in whole)
 
 
+def test_a_tokenizer_that_is_not_the_models_is_refused(
+    saved: tuple[Path, torch.Tensor], tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["import", "megatron", str(saved[0]), "--output", str(tmp_path / "start")]
+    assert main([*words, "--tokenizer", str(tmp_path / "absent.json")]) == 2
+    assert "absent.json" in capsys.readouterr().err
+    assert main([*words, "--tokenizer", str(tiny_data / "tokenizer.model"), "--eod", "x"]) == 2
+    assert "--eod: cannot be chosen" in capsys.readouterr().err
+    assert main([*words, "--eod", "x"]) == 2
+    assert "--eod: names a token of no tokenizer" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def changed(saved: tuple[Path, torch.Tensor], folder: Path) -> Path:
     return Path(shutil.copytree(saved[0] / "iter_0000007", folder))
 
