@@ -24,6 +24,7 @@ from megatron_kis.config.ladder import ModelShape
 from megatron_kis.config.run import RunConfig
 from megatron_kis.convert.from_megatron import import_megatron, shape_of
 from megatron_kis.convert.llama import stored_names
+from megatron_kis.convert.to_huggingface import export_huggingface
 from megatron_kis.distributed.determinism import seed_device
 from megatron_kis.distributed.device import open_device
 from megatron_kis.distributed.groups import close_groups, open_groups
@@ -119,6 +120,11 @@ def test_an_imported_checkpoint_has_its_own_logits(
     assert logits.std() > 0.3
     torch.testing.assert_close(our_logits(run_from(output, tiny_run), ROW), logits, rtol=0, atol=1e-4)
     assert json.loads((output / "start.json").read_text())["max_position_embeddings"] == 64
+    transformers = pytest.importorskip("transformers")
+    exported = export_huggingface(output, tmp_path / "hf")  # biases and norms: a Qwen3 with biases
+    with torch.no_grad():
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(exported).eval()(ROW).logits
+    torch.testing.assert_close(theirs, logits, rtol=0, atol=1e-4)
     alone = import_megatron(root / "iter_0000007", tmp_path / "alone")
     assert alone.content["tokenizer"] is None
     weights = [read_tensors(start / "weights", stored_names(SHAPE)) for start in (output, alone.folder)]
