@@ -46,13 +46,13 @@ class Start:
         return fingerprint({key: self.content[key] for key in ("model", "vocabulary", "files")})
 
 
-def open_start(folder: Path, shape: ModelShape, *, vocabulary: int, longest: int | None = None) -> Start:
+def open_start(folder: Path, shape: ModelShape, *, vocabulary: int | None = None, longest: int | None = None) -> Start:
     """Reads a start and checks that it fits the run.
 
     Args:
         folder: folder of the start.
         shape: shape of the run's model.
-        vocabulary: number of rows of the run's embedding, padded.
+        vocabulary: number of rows of the run's embedding, padded; None if its tokenizer is not known yet.
         longest: the run's sequence length; None where nothing will be trained.
 
     Raises:
@@ -70,7 +70,7 @@ def open_start(folder: Path, shape: ModelShape, *, vocabulary: int, longest: int
                 where=f"model.{name}",
                 remedy=f"take the model section of {path}",
             )
-    if content["vocabulary"] != vocabulary:
+    if vocabulary is not None and content["vocabulary"] != vocabulary:
         raise InputError(
             f"has {content['vocabulary']} rows in its embedding, the run's tokenizer needs {vocabulary}",
             where=str(path),

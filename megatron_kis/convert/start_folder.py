@@ -85,17 +85,15 @@ def _resized(table: torch.Tensor, rows: int) -> torch.Tensor:
 
 def _take_tokenizer(source: Path, target: Path, eod: str | None) -> Tokenizer:
     """Copies the tokenizer, and records which token ends documents."""
-    name = source.name
-    if source.suffix != ".json":
+    name, tokenizer = source.name, load_tokenizer(source)
+    shutil.copyfile(source, target / name)
+    if tokenizer.library != "tokenizers":
         if eod is not None:
             raise InputError("cannot be chosen", where="--eod", remedy=f"a {name} names its own")
-        taken = load_tokenizer(source)
-        for path in (source, source.with_name(f"{name}.meta.json")):
-            if path.is_file():
-                shutil.copyfile(path, target / path.name)
-        return taken
-    shutil.copyfile(source, target / name)
-    tokenizer = load_tokenizer(source)
+        meta_path = source.with_name(f"{name}.meta.json")
+        if meta_path.is_file():
+            shutil.copyfile(meta_path, target / meta_path.name)
+        return tokenizer
     meta = {"schema": META_SCHEMA, "kind": "huggingface", "eod": eod or tokenizer.piece(tokenizer.eod_id)}
     write_json(target / f"{name}.meta.json", meta)
     taken = load_tokenizer(target / name)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from megatron_kis.checkpoint.start import open_start
 from megatron_kis.common.errors import InputError, first_of
 from megatron_kis.common.extras import require_package
 from megatron_kis.common.terms import BACKGROUND, CONTROL, INFUSED, TRAIN
@@ -18,6 +19,7 @@ from megatron_kis.config.study import StudyConfig
 from megatron_kis.data_tools.facts.fact import load_facts
 from megatron_kis.data_tools.rendering.templates import Templates, load_templates
 from megatron_kis.study.specs import RunSpec, expand_grid
+from megatron_kis.study.written import naming_keys
 
 _SHOWN = 4  # relations or cells of a list
 
@@ -56,6 +58,18 @@ def relations_of_facts(path: Path) -> Relations:
     return found
 
 
+def _check_starts(study: StudyConfig) -> None:
+    """Refuses a size that is not its start's, or sequences that are longer than its positions, before data are made."""
+    checked = set()
+    for spec in expand_grid(study):
+        model = spec.entry
+        if model.init_from is None or model.label in checked:
+            continue
+        checked.add(model.label)
+        with naming_keys(study, spec):
+            open_start(model.init_from, model.shape(), longest=study.training.sequence_length)
+
+
 def check_study(study: StudyConfig, relations: Relations | None = None) -> list[Remark]:
     """Checks that a study can be analysed as it declares; reads its templates alone.
 
@@ -73,6 +87,7 @@ def check_study(study: StudyConfig, relations: Relations | None = None) -> list[
         require_package("tensorboard", "logging.tensorboard")
     if study.logging.wandb is not None:
         require_package("wandb", "logging.wandb")
+    _check_starts(study)
     try:
         templates = load_templates(study.data.templates)
     except InputError:

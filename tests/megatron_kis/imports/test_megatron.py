@@ -24,6 +24,7 @@ from megatron_kis.config.ladder import ModelShape
 from megatron_kis.config.run import RunConfig
 from megatron_kis.convert.from_megatron import import_megatron, shape_of
 from megatron_kis.convert.llama import stored_names
+from megatron_kis.convert.to_huggingface import export_huggingface
 from megatron_kis.distributed.determinism import seed_device
 from megatron_kis.distributed.device import open_device
 from megatron_kis.distributed.groups import close_groups, open_groups
@@ -119,6 +120,11 @@ def test_an_imported_checkpoint_has_its_own_logits(
     assert logits.std() > 0.3
     torch.testing.assert_close(our_logits(run_from(output, tiny_run), ROW), logits, rtol=0, atol=1e-4)
     assert json.loads((output / "start.json").read_text())["max_position_embeddings"] == 64
+    transformers = pytest.importorskip("transformers")
+    exported = export_huggingface(output, tmp_path / "hf")  # biases and norms: a Qwen3 with biases
+    with torch.no_grad():
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(exported).eval()(ROW).logits
+    torch.testing.assert_close(theirs, logits, rtol=0, atol=1e-4)
     alone = import_megatron(root / "iter_0000007", tmp_path / "alone")
     assert alone.content["tokenizer"] is None
     weights = [read_tensors(start / "weights", stored_names(SHAPE)) for start in (output, alone.folder)]
@@ -133,6 +139,19 @@ def test_layers_that_were_saved_one_by_one_are_stacked(saved: tuple[Path, torch.
         for name, source in (("one", tmp_path / "apart"), ("two", saved[0]))
     )
     assert all(torch.equal(apart[name], whole[name]) for name in whole)
+
+
+def test_a_tokenizer_that_is_not_the_models_is_refused(
+    saved: tuple[Path, torch.Tensor], tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["import", "megatron", str(saved[0]), "--output", str(tmp_path / "start")]
+    assert main([*words, "--tokenizer", str(tmp_path / "absent.json")]) == 2
+    assert "absent.json" in capsys.readouterr().err
+    assert main([*words, "--tokenizer", str(tiny_data / "tokenizer.model"), "--eod", "x"]) == 2
+    assert "--eod: cannot be chosen" in capsys.readouterr().err
+    assert main([*words, "--eod", "x"]) == 2
+    assert "--eod: names a token of no tokenizer" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def changed(saved: tuple[Path, torch.Tensor], folder: Path) -> Path:

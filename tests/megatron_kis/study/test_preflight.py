@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from megatron_kis.checkpoint.start import START_SCHEMA
 from megatron_kis.cli.main import main
+from megatron_kis.config.model import ModelConfig
 from tests.sources import Sources
 from tests.studies import write_study
 
@@ -175,3 +178,24 @@ def test_the_design_is_in_the_plan_for_machines(study: Path, capsys: pytest.Capt
     assert {one["kind"] for one in design["simulated"]} == {"collapse", "onset"}
     assert design["known"][0]["exposures"] == 4
     assert not design["known"][0]["likely"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_size_that_is_not_its_starts_is_refused_before_the_data_are_made(
+    study: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(study.parent / "out")
+    start = study.parent / "start"
+    start.mkdir()
+    shape = ModelConfig(layers=1, width=16, heads=2).shape()
+    content = {"schema": START_SCHEMA, "model": shape.as_dict(), "vocabulary": 512, "files": {}}
+    for positions, width, complaint in (
+        (16, 16, r"training\.sequence_length: .*made for 16 positions at most"),
+        (512, 32, r"ladder\.0\.width: .*is 32, that of the start 16"),
+    ):
+        (start / "start.json").write_text(json.dumps({**content, "max_position_embeddings": positions}))
+        entry = {"layers": 1, "width": width, "heads": 2, "init_from": str(start)}
+        assert re.search(complaint, refused(study, command, capsys, f"ladder={json.dumps([entry])}"))
+    shutil.rmtree(start)
+    entry["width"] = 16
+    assert "start.json" in refused(study, command, capsys, f"ladder={json.dumps([entry])}")
