@@ -236,10 +236,13 @@ def test_your_own_logs(folder: Path) -> None:
     for told, found in (
         ("F = 117", "at F = 117.1;"),
         ("F = 375", "at F = 375.5;"),
-        ("F = 591", "F = 591\n"),
-        ("354 to 950", "354 to 950\n"),
     ):
         assert told in text and found in said
+    assert "about F = 590, with a prediction interval of about 350 to 950" in text
+    centre = re.search(r"centre +F = (\d+)\n", said)
+    interval = re.search(r"prediction interval of a model +(\d+) to (\d+)\n", said)
+    assert centre and interval
+    assert [int(each) for each in (centre[1], *interval.groups())] == pytest.approx([590, 350, 950], rel=0.1)
     assert said.count("written: 4 rows of 2 runs in curves.csv") == 2
     assert (folder / "report.html").is_file()
     messages = next(block.text for block in blocks(page) if block.language == "text").splitlines()
