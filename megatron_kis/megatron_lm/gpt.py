@@ -32,10 +32,13 @@ def command_line(words: Sequence[str]) -> list[str]:
         InputError: the run's file, tokenizer or validation text is wrong or missing.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--tensor-model-parallel-size", dest="tensor", type=int)
     args, _ = add_arguments(parser).parse_known_args(words)
     if args.kis_run is None:
         return list(words)
     config = run_of(args)
+    if args.tensor:
+        config = config.replace(parallel=config.parallel.replace(tensor=args.tensor))
     length = config.training.sequence_length
     tokenizer = load_tokenizer(config.data.tokenizer)
     text = ValidationText(config.data.validation, sequence_length=length, max_tokens=config.validation.max_tokens)

@@ -16,7 +16,7 @@ from tests.dry_device.cases import missing, need
 pytestmark = pytest.mark.slow
 
 SHARED = "--use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather"
-TENSOR = "--tensor-model-parallel-size 2 --make-vocab-size-divisible-by 64"
+TENSOR = "--tensor-model-parallel-size 2"
 ALL = {"kinds": ["train 2", "validation 1", "validation 2"], "probes": [0, 1, 2], "done": True}
 
 

@@ -149,7 +149,7 @@ def test_a_resume_with_another_plan_ends_before_anything_is_written(tiny_data: P
     [
         pytest.param(("--pipeline-model-parallel-size", 2), id="stages"),
         pytest.param(
-            ("--tensor-model-parallel-size", 2, "--make-vocab-size-divisible-by", 64),
+            ("--tensor-model-parallel-size", 2),
             id="tensor",
             marks=pytest.mark.slow,
         ),

@@ -60,6 +60,9 @@ def test_the_arguments_of_a_run_are_the_run(run_file: Path) -> None:
     assert check(args).infusion.frequency == 8
     assert (args.num_layers, args.seq_length, args.train_iters, args.vocab_size) == (2, 64, 20, 400)
     assert (args.eval_interval, args.seed) == (10, 1)
+    assert args.make_vocab_size_divisible_by == 128
+    shared = parsed("--kis-run", run_file, "--tensor-model-parallel-size", 2)
+    assert shared.tensor_model_parallel_size * shared.make_vocab_size_divisible_by == 128  # so that N stays the same
 
 
 @pytest.mark.parametrize(
