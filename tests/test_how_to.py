@@ -7,6 +7,7 @@ network, a cluster) is left to the tests of those parts. The tutorial, the noteb
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
