@@ -428,9 +428,11 @@ def _at_most(distractors: int) -> str:
 
 def _or_raise(settings: SelectConfig, wanted: Mapping[str, int], of_object: Mapping[str, int]) -> str:
     """Returns advice on ``facts_per_object`` if that is what excludes facts."""
-    most = settings.facts_per_object * sum(count > 0 for count in wanted.values())
-    total = sum(wanted.values())
-    if not most or total > sum(of_object.values()) or sum(min(count, most) for count in of_object.values()) >= total:
+    each, total = settings.facts_per_object, sum(wanted.values())
+    if not each or total > sum(of_object.values()):
+        return ""
+    room = {groups: sum(min(count, groups * each) for count in of_object.values()) for groups in range(1, 4)}
+    if max(wanted.values()) <= room[1] and total <= room[sum(count > 0 for count in wanted.values())]:
         return ""
     shares = [-(-count // len(of_object)) for count in wanted.values()]
     return f", raise facts_per_object (to {max(settings.facts_per_object + 1, *shares)} or more)"

@@ -175,6 +175,10 @@ def test_raising_facts_per_object_is_advised_where_it_helps_and_only_there():
     with pytest.raises(InputError, match=r"raise facts_per_object \(to 2 or more\)"):
         select_facts(many(60, objects=4), SelectConfig(**settings))
     select_facts(many(60, objects=4), SelectConfig(**settings, facts_per_object=2))
+    one_group = {"infused": 20, "background": 2, "control": 2, "distractors": 1}  # wants more than there are objects
+    with pytest.raises(InputError, match=r"raise facts_per_object \(to 2 or more\)"):
+        select_facts(many(60, objects=12), SelectConfig(**one_group))
+    select_facts(many(60, objects=12), SelectConfig(**one_group, facts_per_object=2))
     with pytest.raises(InputError) as error:
         select_facts(many(20, objects=4), SelectConfig(**settings, facts_per_object=2))
     assert "facts_per_object" not in str(error.value)
