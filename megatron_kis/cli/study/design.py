@@ -73,8 +73,8 @@ class Design:
         assert self.check.slice is not None
         symbol = self.check.slice.symbol_at_transition
         line = (
-            f"{one.kind} of {one.group} facts, in {one.studies} simulated studies with one in the middle of the levels: "
-            f"found in {one.found:.0%} of {one.models} models"
+            f"{one.kind} of {one.group} facts, in {one.studies} simulated studies with one in the middle of the levels:"
+            f" found in {one.found:.0%} of {one.models} models"
         )
         if one.factor is not None:
             line += f", {symbol} within a factor of {one.factor:.2g}"
