@@ -1,11 +1,12 @@
 """Tokenizers like those of well-known models: one frame around documents here and in the exported tokenizer."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from megatron_kis.common.errors import InputError
-from megatron_kis.convert.tokenizer_json import write_tokenizer
+from megatron_kis.convert.tokenizer_json import _check, write_tokenizer
 from megatron_kis.data_tools.readers.documents import iter_documents
 from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 from megatron_kis.data_tools.tokenizers.training import TokenizerConfig, train_tokenizer
@@ -166,3 +167,25 @@ def test_a_sentencepiece_model_that_the_export_does_not_express_is_refused(tmp_p
         )
     with pytest.raises(InputError, match=r"t\.model: .* in tokenizer\.json; export with --no-tokenizer"):
         write_tokenizer(tmp_path / "t.model", tmp_path, longest=64, samples=[])
+
+
+@pytest.mark.parametrize(("model", "taken"), [("Unigram", True), ("BPE", False)])
+def test_another_split_of_the_same_pieces_is_told_in_awkward_texts_alone(tiny_data, caplog, model, taken):
+    """For a unigram model splits of the same pieces in another order are equally likely, and libraries differ there."""
+    ours = load_tokenizer(tiny_data / "tokenizer.model")
+
+    class Swapped:
+        def __init__(self) -> None:
+            self.model = type(model, (), {})()
+
+        def encode(self, text, **_):
+            return SimpleNamespace(ids=ours.encode(text)[::-1])
+
+    if taken:
+        _check(ours, Swapped(), [], tiny_data / "tokenizer.model")
+        assert "another of the equally likely splits of '" in caplog.text
+    else:
+        with pytest.raises(InputError, match=r"tokenizer\.model: in .* in tokenizer\.json; export with --no-tokenizer"):
+            _check(ours, Swapped(), [], tiny_data / "tokenizer.model")
+    with pytest.raises(InputError, match=r"token 0 and its followers are"):
+        _check(ours, Swapped(), [ours.encode("The river is long.")], tiny_data / "tokenizer.model")
