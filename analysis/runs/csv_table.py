@@ -213,6 +213,8 @@ def read_table(
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     lines = _lines(reader, path)
     header = [name.strip() for name in next(lines)]
+    if not any(header):
+        raise InputError("the first line is empty", where=f"{path}:1", remedy=_header_remedy(needed))
     _check_header(header, str(path), needed, known, others or {})
     empty = True
     for cells in lines:

@@ -25,6 +25,7 @@ from megatron_kis.analysis.runs.load_csv import table_of_lines
 from megatron_kis.common.errors import InputError, first_of, nearest
 from megatron_kis.common.files import read_json_lines, read_text
 from megatron_kis.common.parsing import parse_json
+from megatron_kis.common.paths import expanded
 from megatron_kis.common.terms import GROUPS, LM_EVAL_RULES, SPLITS
 
 _DATED = re.compile(r"(?P<stem>.*)_(?P<date>\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)\.json")
@@ -114,7 +115,7 @@ def _rows(line: CsvLine, tasks: Mapping[str, _Task], choices: Choices, imported:
             continue
         group, split, kind = ours.groups()
         for metric, rule in LM_EVAL_RULES[kind].items():
-            if f"{metric},none" in task.results:
+            if f"{metric},none" in _rates(task):
                 take((group, split, rule), name, f"{metric},none")
     for asked in choices.groups:
         members = [name for wanted in asked.sources for name in _members(wanted, tasks, line)]
@@ -159,7 +160,10 @@ def _joined(counts: Sequence[_Count]) -> dict[str, str]:
 
 def _evaluation(line: CsvLine) -> dict[str, _Task]:
     """Returns the tasks of an evaluation by name; of a task that was evaluated several times the latest."""
-    place = line.path.parent / Path(line.cells["results"]).expanduser()
+    try:
+        place = line.path.parent / expanded(line.cells["results"])
+    except InputError as error:
+        raise line.error("results", error.problem, error.remedy or "") from None
     if not line.cells["results"] or not place.exists():
         problem = f"{line.cells['results']}: no such file or folder" if line.cells["results"] else "is empty"
         raise line.error("results", problem, "the folder of an evaluation, or its results_<date>.json")
@@ -202,13 +206,19 @@ def _members(wanted: str, tasks: Mapping[str, _Task], line: CsvLine) -> list[str
 
 def _subtasks(task: _Task, name: str) -> list[str]:
     groups = task.content.get("group_subtasks")
-    return groups.get(name) or [] if isinstance(groups, dict) else []
+    inside = groups.get(name) if isinstance(groups, dict) else None
+    return [part for part in inside if part != name] if isinstance(inside, list) else []
+
+
+def _rates(task: _Task) -> list[str]:
+    """Returns the metrics, with their filters, that a task has a number of."""
+    rates = [name for name, value in task.results.items() if isinstance(value, int | float) and "," in name]
+    return [name for name in rates if "_stderr," not in name]
 
 
 def _metric(task: _Task, wanted: Sequence[str]) -> str:
     """Returns the metric, with its filter, that a task is read by: ``acc,none``."""
-    rates = [name for name, value in task.results.items() if isinstance(value, int | float) and "," in name]
-    rates = [name for name in rates if "_stderr," not in name]
+    rates = _rates(task)
     for metric in wanted:
         found = [name for name in rates if metric in (name, name.partition(",")[0])]
         if len(found) == 1:
@@ -217,7 +227,8 @@ def _metric(task: _Task, wanted: Sequence[str]) -> str:
             problem = f"task {task.name!r} has {metric} by several filters"
             raise InputError(problem, where=str(task.path), remedy=f"--metric {' or '.join(found)}")
     problem = f"task {task.name!r} has no metric {' or '.join(wanted)}"
-    raise InputError(problem, where=str(task.path), remedy=f"--metric {' or '.join(rates)}")
+    remedy = f"--metric {' or '.join(rates)}" if rates else "name another task: this one has no metric at all"
+    raise InputError(problem, where=str(task.path), remedy=remedy)
 
 
 def _count(task: _Task, metric: str, choices: Choices) -> _Count:
@@ -247,7 +258,8 @@ def _counted(task: _Task, path: Path, metric: str, key: str | None) -> _Count:
     """Returns the answers in a file of samples, one line for each question and filter."""
     name, _, only = metric.partition(",")
     settings = _mapping(_mapping(task.content, "configs", task.path), task.name, task.path)
-    listed = [one.get("metric") for one in settings.get("metric_list") or [] if isinstance(one, dict)]
+    metrics = settings.get("metric_list")
+    listed = [one.get("metric") for one in metrics if isinstance(one, dict)] if isinstance(metrics, list) else []
     twice = 2 if "acc_mutual_info" in listed else 1  # each option is scored without its context, too
     chosen = settings.get("output_type") == "multiple_choice"
     n, correct, chances, facts = 0, 0, 0.0, set()
@@ -260,9 +272,10 @@ def _counted(task: _Task, path: Path, metric: str, key: str | None) -> _Count:
             raise InputError(problem, where=where, remedy="choose another --metric")
         n, correct = n + 1, correct + int(value)
         if chosen:
-            options = len(sample.get("resps") or ()) // twice
+            answers = sample.get("resps")
+            options = len(answers) // twice if isinstance(answers, list) else 0
             if not options:
-                raise InputError("has no 'resps'", where=where, remedy="evaluate again with --log_samples")
+                raise InputError("has no list 'resps'", where=where, remedy="evaluate again with --log_samples")
             chances += 1 / options
         document = sample.get("doc")
         fact = document.get(key or _FACT) if isinstance(document, dict) else None

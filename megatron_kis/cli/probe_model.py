@@ -17,7 +17,18 @@ from megatron_kis.common.units import whole_quantity
 if TYPE_CHECKING:
     from megatron_kis.probes.questions import QuestionSet
 
-_OF_RUNS = ("run", "step", "exposures", "all_templates", "batch_size", "tensor", "pipeline", "keep", "histories")
+_OF_RUNS = (
+    "run",
+    "step",
+    "exposures",
+    "all_templates",
+    "batch_size",
+    "tensor",
+    "pipeline",
+    "keep",
+    "probes",
+    "histories",
+)
 _OF_MODELS = ("questions", "dtype", "device_map", "batch_tokens", "plain", "curves", "tokens", "frequency", "seed")
 _DEFAULTS = {"tensor": 1, "pipeline": 1}
 _OF_CURVES = ("tokens", "frequency", "seed")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,7 @@ def load_model(
     with _quiet(transformers):
         try:
             model, info = transformers.AutoModelForCausalLM.from_pretrained(folder, **settings)
+            loaded: torch.nn.Module = model if device_map else model.to(chosen_device(device))
         except torch.OutOfMemoryError:
             raise JobError(f"{folder} does not fit into memory; use --dtype bfloat16 or --device-map auto") from None
         except Exception as error:  # transformers and safetensors raise what they like for damaged files
@@ -119,10 +121,24 @@ def load_model(
             names = sorted(map(str, info[key]))
             problem = f"{what} {len(names)} tensors of the model, the first {names[0]}"
             raise InputError(problem, where=str(folder), remedy="give weights that belong to config.json")
-    loaded: torch.nn.Module = model
-    if device_map is None:
-        loaded = loaded.to(chosen_device(device))
+    if foreign := _foreign(info["unexpected_keys"], loaded):
+        problem = f"has {len(foreign)} tensors that the model of config.json does not have, the first {foreign[0]}"
+        raise InputError(problem, where=str(folder), remedy="give weights that belong to config.json")
     return loaded.eval()
+
+
+def _foreign(names: Iterable[str], model: torch.nn.Module) -> list[str]:
+    """Returns those of a model's unused tensors that would change it: further layers, or biases that it does not have.
+
+    Others, such as buffers of older versions or the heads of other tasks, are left out by transformers on purpose.
+    """
+    places = {_place(name) for name, _ in model.named_parameters(remove_duplicate=False)}
+    return sorted(name for name in names if _place(name) in places)
+
+
+def _place(name: str) -> str:
+    """Returns the module of a tensor, the same for all layers."""
+    return re.sub(r"\d+", "N", name.rpartition(".")[0])
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def test_tasks_of_ours_are_counted_by_group_split_and_rule(tmp_path: Path, capsy
 
 def test_tasks_and_groups_of_tasks_of_others_are_summed(tmp_path: Path) -> None:
     tasks = {"capitals": [1, 0, 1], "rivers": [0, 0], "mmlu_a": [1], "mmlu_b": [1, 0]}
-    groups = {**{name: [] for name in tasks}, "mmlu": ["mmlu_a", "mmlu_b"]}
+    groups = {**{name: [name] for name in tasks}, "mmlu": ["mmlu_a", "mmlu_b"]}
     results = evaluate(tmp_path / "out", tasks, group_subtasks=groups)
     content = json.loads(results.read_text())
     content["results"]["mmlu"] = {"alias": "mmlu", "acc,none": 2 / 3}
@@ -104,6 +104,15 @@ def spoilt(folder: Path, how: str) -> None:
         results.unlink()
     if how == "no JSON":
         results.write_text("{")
+    content = json.loads(results.read_text()) if results.exists() and how != "no JSON" else {}
+    if how == "no rate":
+        content["results"] = {name: {"acc,none": "N/A"} for name in ("t", "kis_infused_held_out_statement")}
+    if how == "metrics":
+        content["configs"]["t"]["metric_list"] = 5
+    if how in ("no rate", "metrics"):
+        results.write_text(json.dumps(content))
+    if how in ("resps", "metrics"):
+        samples.write_text(json.dumps(sample(1) | {"resps": 3}) + "\n")
 
 
 @pytest.mark.parametrize(
@@ -135,6 +144,11 @@ def spoilt(folder: Path, how: str) -> None:
         ("graded", "out,1e6,1e6,0,0", ["--group", "infused", "t"], r"jsonl:2: acc is 0\.5, neither right \(1\) nor wr"),
         ("models", "out,1e6,1e6,0,0", ["--group", "infused", "t"], r"runs.csv:2: .* evaluations of several models"),
         ("no results", "out,1e6,1e6,0,0", ["--group", "infused", "t"], r"runs.csv:2: .* has no results_<date>.json"),
+        ("no rate", "out,1e6,1e6,0,0", [], r"runs.csv:2: .*out has no task of kis export lm-eval"),
+        ("no rate", "out,1e6,1e6,0,0", ["--group", "infused", "t"], r"has no metric acc or exact_match; name another"),
+        ("resps", "out,1e6,1e6,0,0", ["--group", "infused", "t"], r"jsonl:1: has no list 'resps'"),
+        ("metrics", "out,1e6,1e6,0,0", ["--group", "infused", "t"], r"jsonl:1: has no list 'resps'"),
+        ("", "~nobody_of_that_name/out,1e6,1e6,0,0", [], r"runs.csv:2: column 'results': .*~nobody_of_that_name"),
         ("no JSON", "out,1e6,1e6,0,0", ["--group", "infused", "t"], r"results_.*json:1: not valid JSON"),
     ],
 )

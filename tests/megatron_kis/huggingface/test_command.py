@@ -14,7 +14,7 @@ import torch
 
 from megatron_kis.analysis import load_curves_csv
 from megatron_kis.cli.main import main
-from megatron_kis.common.errors import InputError
+from megatron_kis.common.errors import InputError, JobError
 from megatron_kis.huggingface import load_model, probe_model
 from megatron_kis.probes.scoring import RULES
 from tests.megatron_kis.huggingface.conftest import TEXTS, Asked
@@ -153,6 +153,7 @@ def test_answers_of_several_models_become_curves(asked: Asked, tmp_path: Path, c
         (("run", "--model", "model", "--questions", "q"), "RUN_DIR: does not go with --model"),
         (("--model", "model", "--questions", "q", "--step", "5"), "--step: does not go with --model"),
         (("--model", "model", "--questions", "q", "--all-templates"), "--all-templates: does not go with --model"),
+        (("--model", "model", "--questions", "q", "--probes", "{}"), "--probes: does not go with --model"),
         (("run", "--questions", "q"), "--questions: does not go with a run; it belongs to --model DIR"),
         (("run", "--dtype", "float32"), "--dtype: does not go with a run"),
         (("run", "--frequency", "0"), "--frequency: does not go with a run"),
@@ -200,6 +201,8 @@ def break_(asked: Asked, folder: Path, how: str) -> tuple[Path, Path]:
             (model / "model.safetensors").rename(model / "pytorch_model.bin")
         case "other weights":
             config["num_hidden_layers"] = 3
+        case "further weights":
+            config["num_hidden_layers"] = 1
         case "weights of another size":
             config["intermediate_size"] = 50
         case "damaged config":
@@ -248,6 +251,7 @@ DAMAGE = {
     "a run": "is the folder of a run; kis probe",
     "pickled": "has only pickled weights, which are not read",
     "other weights": "lacks 9 tensors of the model, the first model.layers.2.",
+    "further weights": "has 9 tensors that the model of config.json does not have, the first model.layers.1.",
     "weights of another size": "has another shape of 6 tensors of the model, the first",
     "damaged config": "hidden_size",
     "damaged weights": "cannot be loaded (",
@@ -311,6 +315,26 @@ def test_accelerate_puts_a_model_on_what_there_is(asked: Asked) -> None:
 def test_a_model_is_loaded_in_the_type_that_is_asked_for(asked: Asked) -> None:
     assert next(load_model(asked.model, dtype="bfloat16").parameters()).dtype == torch.bfloat16
     assert next(load_model(asked.model).parameters()).dtype == torch.float32
+
+
+def test_tensors_of_no_layer_of_the_model_do_no_harm(asked: Asked, tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.torch")
+    model = shutil.copytree(asked.model, tmp_path / "model")
+    tensors = safetensors.load_file(model / "model.safetensors")
+    tensors |= {name: torch.zeros(2) for name in ("v_head.weight", "model.layers.0.self_attn.masked_bias")}
+    safetensors.save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    assert load_model(model).state_dict().keys() == load_model(asked.model).state_dict().keys()
+
+
+def test_a_device_without_memory_for_the_model_is_named(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("megatron_kis.huggingface.load.chosen_device", lambda name: torch.device("cpu"))
+    model = type(load_model(asked.model))
+    monkeypatch.setattr(model, "to", full)
+    with pytest.raises(JobError, match="does not fit into memory; use --dtype bfloat16"):
+        load_model(asked.model)
 
 
 def test_an_index_that_names_a_missing_file_is_refused(asked: Asked, tmp_path: Path) -> None:
