@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.slow
 
@@ -54,6 +55,9 @@ def test_the_plain_loop_counts_over_ranks_workers_and_a_resume(tiny_data: Path, 
     assert "step 5:" not in said and "step 12:" in said
     assert "16 infused facts received 4 to 4 whole exposures" in said
     assert "background facts received" in said
+    trained("infuse_ddp.py", 1, tiny_data, tmp_path / "run", "--stop-after", "5")
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 12  # not an earlier one with the weights and counts of the end
 
 
 @pytest.mark.distributed
@@ -73,7 +77,6 @@ def test_the_trainer_of_transformers_counts_over_ranks_workers_and_a_resume(tiny
 def test_transformers_reads_in_order_and_its_labels_are_those_of_the_mask(tiny_data: Path) -> None:
     pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
-    import torch
 
     from megatron_kis.data import ExposurePlan, InfusedDataset, InfusedFacts, TokenBudget
     from megatron_kis.data.exposure_store import ExposureStore

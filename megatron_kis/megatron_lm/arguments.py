@@ -93,9 +93,16 @@ _FLAGS: dict[str, str] = {
     "model.ffn_width": "--ffn-hidden-size",
     "model.heads": "--num-attention-heads",
     "model.query_groups": "--num-query-groups",
+    "model.head_width": "--kv-channels",
     "training.token_budget": "--train-iters",
     "training.sequence_length": "--seq-length",
     "training.global_batch_size": "--global-batch-size",
+    "training.optimizer.learning_rate": "--lr",
+    "training.optimizer.minimum_share": "--min-lr",
+    "training.optimizer.warmup_share": "--lr-warmup-iters",
+    "training.optimizer.decay_share": "--lr-wsd-decay-iters",
+    "training.optimizer.weight_decay": "--weight-decay",
+    "training.optimizer.gradient_clip": "--clip-grad",
 }
 """The arguments that give a run without a file its settings, by their keys."""
 
@@ -160,6 +167,7 @@ def _refusals(args: argparse.Namespace) -> Iterator[_Refusal]:
     yield _flag("iterations_to_skip"), given("iterations_to_skip"), f"skips sequences, {lost}", out
     for name in ("mock_data", "sft", "fim_data", "perform_rl_step"):
         yield _flag(name), given(name), "replaces the training data, which are the plan's", out
+    yield _flag("skip_train"), given("skip_train"), "trains on none of the plan's sequences", out
     for name in ("hybrid_context_parallel", "dataloader_inter_document_masking"):
         yield _flag(name), given(name), "needs packed sequences, and the plan's have a fixed length", out
     for name in ("use_torch_fsdp2", "use_megatron_fsdp"):

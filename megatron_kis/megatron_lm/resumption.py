@@ -18,7 +18,7 @@ from megatron_kis.common.identity import data_differences, differences
 from megatron_kis.training.record import setting_differences
 
 SCHEMA = "kis.megatron/1"
-_KEYS = ("step", "sequences", "identity", "state", "ledger", "logs", "sessions")
+_KEYS = ("step", "sequences", "identity", "state", "skipped", "ledger", "elapsed", "logs", "sessions")
 
 
 def file_of(folder: Path | str, iteration: int) -> Path:
@@ -44,13 +44,13 @@ def read_progress(args: argparse.Namespace, identity: Mapping[str, Any]) -> Chec
     if not args.iteration:
         return None
     path = file_of(args.load, args.iteration)
-    anew = "or begin again from its weights with --finetune"
+    otherwise = "or begin again from its weights with --finetune"
     where = f"--load {args.load}"
     if not path.is_file():
         raise InputError(
             f"iteration {args.iteration} was saved without an exposure plan ({path} is not there)",
             where=where,
-            remedy=f"restore the file, {anew}",
+            remedy=f"restore the file, {otherwise}",
         )
     manifest = read_json(path, SCHEMA, keys=_KEYS)
     then = manifest["identity"]
@@ -65,13 +65,13 @@ def read_progress(args: argparse.Namespace, identity: Mapping[str, Any]) -> Chec
             raise InputError(
                 f"iteration {args.iteration} was trained {what}: {', '.join(changed)}",
                 where=where,
-                remedy=f"give what it was trained with, {anew}",
+                remedy=f"give what it was trained with, {otherwise}",
             )
     if manifest["sequences"] != args.consumed_train_samples:
         raise InputError(
             f"iteration {args.iteration} has consumed {args.consumed_train_samples} sequences, and {path} says"
             f" {manifest['sequences']}",
             where=where,
-            remedy=f"restore both, {anew}",
+            remedy=f"restore both, {otherwise}",
         )
     return Checkpoint(path, manifest)

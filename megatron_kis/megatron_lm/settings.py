@@ -31,17 +31,18 @@ class Setting:
     """The argument's value by the run."""
 
     given: bool = True
-    """Whether the argument is written for this value: not a switch that stays off."""
+    """Whether the argument is written for this value: not a switch that stays off, nor what Megatron-LM does anyway."""
 
 
 def settings(config: RunConfig) -> Iterator[Setting]:
     """Yields what Megatron-LM's arguments must say for a run: shape, batches, optimizer and precision."""
-    shape, training = config.model.shape(), config.training
-    optimizer, steps = training.optimizer, training.steps
-    peak = peak_rate(optimizer, shape.width)
-    wsd = optimizer.schedule == "wsd"
-    grouped = shape.query_groups != shape.heads
-    model, rate = "model", "training.optimizer"
+    yield from _shape(config)
+    yield from _training(config)
+
+
+def _shape(config: RunConfig) -> Iterator[Setting]:
+    shape, model = config.model.shape(), "model"
+    grouped, scaled = shape.query_groups != shape.heads, shape.rope_scaling is not None
     yield Setting("--num-layers", "num_layers", f"{model}.layers", shape.layers)
     yield Setting("--hidden-size", "hidden_size", f"{model}.width", shape.width)
     yield Setting("--ffn-hidden-size", "ffn_hidden_size", f"{model}.ffn_width", shape.ffn_width)
@@ -49,6 +50,12 @@ def settings(config: RunConfig) -> Iterator[Setting]:
     yield Setting("--group-query-attention", "group_query_attention", f"{model}.query_groups", grouped, grouped)
     if grouped:
         yield Setting("--num-query-groups", "num_query_groups", f"{model}.query_groups", shape.query_groups)
+    yield Setting("--kv-channels", "kv_channels", f"{model}.head_width", shape.head, shape.head_width is not None)
+    yield Setting("--add-qkv-bias", "add_qkv_bias", f"{model}.qkv_bias", shape.qkv_bias, shape.qkv_bias)
+    yield Setting("--qk-layernorm", "qk_layernorm", f"{model}.qk_norm", shape.qk_norm, shape.qk_norm)
+    yield Setting("--use-rope-scaling", "use_rope_scaling", f"{model}.rope_scaling", scaled, scaled)
+    if scaled:
+        yield Setting("--rope-scaling-factor", "rope_scaling_factor", f"{model}.rope_scaling", shape.rope_scaling)
     yield Setting("--rotary-base", "rotary_base", f"{model}.rope_base", shape.rope_base)
     yield Setting("--norm-epsilon", "layernorm_epsilon", f"{model}.norm_epsilon", shape.norm_epsilon)
     untied = not shape.tied_embeddings
@@ -59,11 +66,26 @@ def settings(config: RunConfig) -> Iterator[Setting]:
     yield Setting("--position-embedding-type", "position_embedding_type", model, "rope")
     yield Setting("--swiglu", "swiglu", model, True)
     yield Setting("--disable-bias-linear", "add_bias_linear", model, False)
+    yield Setting("--squared-relu", "squared_relu", model, False, False)
+    yield Setting("--rotary-percent", "rotary_percent", model, 1.0, False)
+    yield Setting("--multi-latent-attention", "multi_latent_attention", model, False, False)
+    yield Setting("--num-experts", "num_experts", model, None, False)
+    yield Setting("--mtp-num-layers", "mtp_num_layers", model, None, False)
     yield Setting("--attention-dropout", "attention_dropout", model, 0.0)
     yield Setting("--hidden-dropout", "hidden_dropout", model, 0.0)
+
+
+def _training(config: RunConfig) -> Iterator[Setting]:
+    training, rate = config.training, "training.optimizer"
+    optimizer, steps = training.optimizer, training.steps
+    peak = peak_rate(optimizer, config.model.shape().width)
+    wsd = optimizer.schedule == "wsd"
     yield Setting("--seq-length", "seq_length", "training.sequence_length", training.sequence_length)
     yield Setting("--global-batch-size", "global_batch_size", "training.global_batch_size", training.global_batch_size)
     yield Setting("--seed", "seed", "training.seed", training.seed + 1)  # which takes none below 1
+    yield Setting("--optimizer", "optimizer", rate, "adam", False)
+    yield Setting("--lr-decay-iters", "lr_decay_iters", f"{rate}.schedule", steps, False)
+    yield Setting("--weight-decay-incr-style", "weight_decay_incr_style", f"{rate}.weight_decay", "constant", False)
     yield Setting("--lr", "lr", f"{rate}.learning_rate", peak)
     yield Setting("--min-lr", "min_lr", f"{rate}.minimum_share", peak * optimizer.minimum_share)
     yield Setting("--lr-decay-style", "lr_decay_style", f"{rate}.schedule", "WSD" if wsd else "cosine")
@@ -126,6 +148,10 @@ def train_sequences(args: argparse.Namespace) -> tuple[str, int]:
     return "--train-iters", int(args.train_iters or 0) * int(args.global_batch_size)
 
 
+_BEFORE = {"layernorm_epsilon": "norm_epsilon"}
+"""Names of parsed arguments before version 0.17."""
+
+
 def check_settings(args: argparse.Namespace, config: RunConfig) -> None:
     """Refuses arguments that say something else than the run.
 
@@ -137,15 +163,19 @@ def check_settings(args: argparse.Namespace, config: RunConfig) -> None:
         InputError: names the argument, the run's key and both values.
     """
     for setting in settings(config):
-        found = getattr(args, setting.name, setting.value)
+        found = getattr(args, _BEFORE.get(setting.name, setting.name), setting.value)
+        found = getattr(args, setting.name, found)
+        if found is None and not setting.given:
+            continue  # Megatron-LM's own choice, which is the run's
         if isinstance(setting.value, float) and isinstance(found, int | float):
             same = math.isclose(found, setting.value, rel_tol=1e-6)
         else:
             same = found == setting.value
         if not same:
             value = "" if isinstance(setting.value, bool) else f" {setting.value}"
+            asked = "none" if setting.value is None else setting.value
             raise InputError(
-                f"is {found}, and {setting.key} of the run asks for {setting.value}",
+                f"is {found}, and {setting.key} of the run asks for {asked}",
                 where=setting.flag,
                 remedy=f"use {setting.flag}{value}" if setting.given else f"leave out {setting.flag}",
             )
@@ -171,6 +201,7 @@ def content_of(args: argparse.Namespace) -> dict[str, Any]:
     if args.kis_background_policy is not None:
         background["policy"] = args.kis_background_policy
     masked = bool(args.reset_attention_mask)
+    usual_head = args.hidden_size // args.num_attention_heads
     return {
         "name": args.kis_output.absolute().name,
         "output": str(args.kis_output),
@@ -189,6 +220,10 @@ def content_of(args: argparse.Namespace) -> dict[str, Any]:
             "tied_embeddings": not args.untie_embeddings_and_output_weights,
             "rope_base": args.rotary_base,
             "norm_epsilon": getattr(args, "layernorm_epsilon", None) or args.norm_epsilon,  # before 0.17 the latter
+            "head_width": None if args.kv_channels == usual_head else args.kv_channels,
+            "qkv_bias": bool(args.add_qkv_bias),
+            "qk_norm": bool(args.qk_layernorm),
+            "rope_scaling": args.rope_scaling_factor if args.use_rope_scaling else None,
             "init_std": args.init_method_std,
         },
         "training": {
@@ -279,7 +314,9 @@ def _corpora(args: argparse.Namespace) -> str | list[Any]:
     if len(words) == 1:
         return str(words[0])
     try:
-        float(words[0])
+        weights = [float(word) for word in words[::2]]
     except ValueError:
+        weights = []
+    if not weights or len(words) % 2:  # an odd number of words has no weights to Megatron-LM either
         return [item for word in words for item in (1.0, word)]
-    return [float(word) if place % 2 == 0 else word for place, word in enumerate(words)]
+    return [item for pair in zip(weights, words[1::2], strict=True) for item in pair]

@@ -86,7 +86,7 @@ def main() -> int:
             ledger.load_tensor(state["ledger"])
 
     # 3. Every sequence number is read exactly once: of each step's numbers each rank takes its part.
-    last = min(options.stop_after or options.steps, options.steps)
+    last = max(done, min(options.stop_after or options.steps, options.steps))
     part = options.batch // ranks
     firsts = [step * options.batch + rank * part for step in range(done, last)]
     numbers = [list(range(first, first + part)) for first in firsts]

@@ -16,6 +16,7 @@ from megatron_kis.megatron_lm import add_arguments
 from megatron_kis.megatron_lm.arguments import _refusals, run_of
 from megatron_kis.megatron_lm.gpt import command_line
 from megatron_kis.megatron_lm.provider import check
+from megatron_kis.megatron_lm.settings import _corpora
 from tests.megatron_kis.megatron_lm.on_cpu import FLAGS
 from tests.pages import ROOT
 
@@ -65,6 +66,39 @@ def test_the_arguments_of_a_run_are_the_run(run_file: Path) -> None:
     assert shared.tensor_model_parallel_size * shared.make_vocab_size_divisible_by == 128  # so that N stays the same
 
 
+def test_a_run_keeps_heads_biases_norms_and_scaled_wavelengths(run_file: Path) -> None:
+    own = {"head_width": 32, "qkv_bias": True, "qk_norm": True, "rope_scaling": 4.0}
+    shape = run_file.with_name("shape.yaml")
+    content = yaml.safe_load(run_file.read_text(encoding="utf-8"))
+    content["model"] = {"layers": 2, "width": 32, "heads": 2, **own}
+    shape.write_text(yaml.safe_dump(content), encoding="utf-8")
+    args = parsed("--kis-run", shape)
+    assert (args.kv_channels, args.add_qkv_bias, args.qk_layernorm) == (32, True, True)
+    assert (args.use_rope_scaling, args.rope_scaling_factor) == (True, 4.0)
+    check(args)
+
+
+@pytest.mark.parametrize(
+    "words", [("--qk-layernorm", "qk_norm", True), ("--kv-channels 32", "head_width", 32), ("", "head_width", None)]
+)
+def test_arguments_alone_give_the_shape(tiny_data: Path, words: tuple[str, str, object]) -> None:
+    args = parsed(*ALONE.format(data=tiny_data).split(), "--kis-frequency", 5, *words[0].split())
+    assert getattr(run_of(args).model, words[1]) == words[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "corpora"),
+    [
+        (["a", "b"], [1.0, "a", 1.0, "b"]),
+        (["0.3", "a", "0.7", "b"], [0.3, "a", 0.7, "b"]),
+        (["1", "a", "b"], [1.0, "1", 1.0, "a", 1.0, "b"]),
+        (["1", "a", "b", "c"], [1.0, "1", 1.0, "a", 1.0, "b", 1.0, "c"]),
+    ],
+)
+def test_texts_and_their_weights(words: list[str], corpora: list[object]) -> None:
+    assert _corpora(argparse.Namespace(train_data_path=None, data_path=words)) == corpora
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -79,6 +113,12 @@ def test_the_arguments_of_a_run_are_the_run(run_file: Path) -> None:
         ("--num-layers 4", "--num-layers: is 4, and model.layers of the run asks for 2"),
         ("--lr 1e-4", "--lr: is 0.0001, and training.optimizer.learning_rate of the run asks for 0.003"),
         ("--bf16", "--bf16: is True, and training.precision of the run asks for False; leave out --bf16"),
+        ("--num-experts 8", "--num-experts: is 8, and model of the run asks for none; leave out --num-experts"),
+        ("--qk-layernorm", "--qk-layernorm: is True, and model.qk_norm of the run asks for False"),
+        ("--kv-channels 64", "--kv-channels: is 64, and model.head_width of the run asks for"),
+        ("--optimizer sgd", "--optimizer: is sgd, and training.optimizer of the run asks for adam"),
+        ("--lr-decay-iters 5", "--lr-decay-iters: is 5, and training.optimizer.schedule of the run asks for 20"),
+        ("--skip-train", "--skip-train: trains on none of the plan's sequences"),
         ("--fp16", "--fp16: skips steps while it looks for a loss scale"),
         ("--rampup-batch-size 4 4 80", "--rampup-batch-size: changes the steps"),
         ("--iterations-to-skip 3", "--iterations-to-skip: skips sequences"),
@@ -107,6 +147,7 @@ def test_with_a_run(run_file: Path, words: str, said: str) -> None:
         ("--kis-frequency 5 --seq-length 8", "--seq-length: an exposure of "),
         ("--kis-frequency 5 --kis-tokenizer nowhere", "nowhere"),
         ("--kis-frequency 5 --kis-set probes.templtes={}", "probes.templtes"),
+        ("--kis-frequency 5 --lr -1", "--lr: is -1"),
         ("--kis-frequency 5 --mock-data", "--mock-data: replaces the training data"),
         ("--kis-frequency 5 --ffn-hidden-size -1", "--ffn-hidden-size: is -1"),
     ],

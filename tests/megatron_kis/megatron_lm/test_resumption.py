@@ -22,7 +22,7 @@ IDENTITY: dict[str, Any] = {
 def kept(folder: Path, **changes: Any) -> Any:
     args: Any = SimpleNamespace(save=folder, load=folder, iteration=500, consumed_train_samples=4000)
     content = {"sequences": 4000, "identity": IDENTITY, "state": {}, "ledger": [1], "logs": {}, "sessions": []}
-    write_progress(args, 500, content | changes)
+    write_progress(args, 500, content | {"skipped": [], "elapsed": 1.0} | changes)
     return args
 
 
@@ -63,4 +63,12 @@ def test_a_checkpoint_without_a_plan_is_refused(tmp_path: Path) -> None:
 def test_a_count_of_other_sequences_is_refused(tmp_path: Path) -> None:
     args = kept(tmp_path, sequences=3992)
     with pytest.raises(InputError, match=r"has consumed 4000 sequences, and .* says 3992"):
+        read_progress(args, IDENTITY)
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    args = kept(tmp_path)
+    path = file_of(tmp_path, 500)
+    path.write_text(path.read_text(encoding="utf-8").replace('"skipped"', '"skiped"'), encoding="utf-8")
+    with pytest.raises(InputError, match="skipped"):
         read_progress(args, IDENTITY)
