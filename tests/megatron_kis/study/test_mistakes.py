@@ -157,7 +157,7 @@ def test_an_option_that_is_no_number_is_told_in_words(capsys: pytest.CaptureFixt
 def test_empty_and_missing_files_are_told_as_such(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study.with_name("c.csv").touch()
     line = refused(capsys, "law", "collapse", "--curves", "c.csv", "--output", "p.csv")
-    assert "c.csv:1: has no header; the first line names the columns: params," in line
+    assert "c.csv:1: is empty; the first line is the header: params," in line
     line = refused(capsys, "data", "tokenizer", "--input", "nope", "--output", "t.model", "--vocab-size", "400")
     assert line == "kis: error: nope: no such file"
 
