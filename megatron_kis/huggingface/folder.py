@@ -87,7 +87,8 @@ def weight_files(source: Path) -> list[Path]:
                 raise InputError(problem, where=str(source), remedy="fetch or copy the model again")
         return [source / name for name in names]
     if found:
-        return found
+        whole = source / "model.safetensors"  # next to it, some models have the same weights under other names
+        return [whole] if whole in found else found
     pickled = any(source.glob("*.bin")) or any(source.glob("*.pt*"))
     problem = "has only pickled weights, which are not read" if pickled else "has no *.safetensors"
     raise InputError(problem, where=str(source), remedy="save it with safe_serialization=True")

@@ -16,6 +16,7 @@ from megatron_kis.analysis import load_curves_csv
 from megatron_kis.cli.main import main
 from megatron_kis.common.errors import InputError, JobError
 from megatron_kis.huggingface import load_model, probe_model
+from megatron_kis.huggingface.folder import weight_files
 from megatron_kis.probes.scoring import RULES
 from tests.megatron_kis.huggingface.conftest import TEXTS, Asked
 from tests.megatron_kis.huggingface.models import ROWS, write_model, write_tokenizer
@@ -390,3 +391,11 @@ def test_a_tied_output_layer_counts_once(asked: Asked, tmp_path: Path) -> None:
     found = probe_model(model, asked.tokenizer, asked.questions)
     untied = probe_model(load_model(asked.model), asked.tokenizer, asked.questions)
     assert untied.parameters - found.parameters == ROWS * 32
+
+
+def test_weights_under_other_names_next_to_the_model_are_left_alone(tmp_path: Path) -> None:
+    for name in ("consolidated.safetensors", "model.safetensors"):
+        (tmp_path / name).touch()
+    assert weight_files(tmp_path) == [tmp_path / "model.safetensors"]
+    (tmp_path / "model.safetensors").rename(tmp_path / "weights.safetensors")
+    assert len(weight_files(tmp_path)) == 2
