@@ -34,7 +34,7 @@ def test_the_gpt_dataset_example_infuses_exactly_what_it_says(tiny_data: Path, t
     assert max(losses[-ranks:]) < min(losses[:ranks])
 
 
-def trained(example: str, ranks: int, data: Path, output: Path, *more: str) -> str:
+def trained(example: str, ranks: int, data: Path, output: Path, *more: str, refused: bool = False) -> str:
     """Runs 12 steps of 8 sequences in some processes, with workers that read the data, and returns what was said."""
     script = str(ROOT / "run_scripts" / "examples" / example)
     sizes = {"steps": 12, "batch": 8, "length": 64, "frequency": 4, "background": 6, "workers": 1}
@@ -43,8 +43,8 @@ def trained(example: str, ranks: int, data: Path, output: Path, *more: str) -> s
     command = [*start, script, "--data", str(data), "--output", str(output), *options, *more]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
+    assert (ended.returncode != 0) == refused, ended.stderr
+    return ended.stderr if refused else ended.stdout
 
 
 @pytest.mark.distributed
@@ -72,6 +72,11 @@ def test_the_trainer_of_transformers_counts_over_ranks_workers_and_a_resume(tiny
     assert (output / "checkpoint-12").is_dir() and not (output / "checkpoint-17").exists()
     assert "16 infused facts received 4 to 4 whole exposures" in said
     assert "background facts received" in said
+    said = trained("infuse_trainer.py", 1, tiny_data, output, "--frequency", "5", refused=True)
+    assert "checkpoint-12: was trained under another plan; choose another output" in said
+    (output / "checkpoint-12" / "ledger.pt").unlink()
+    said = trained("infuse_trainer.py", 1, tiny_data, output, refused=True)
+    assert "checkpoint-12: has no ledger.pt: saving it was cut off" in said
 
 
 def test_transformers_reads_in_order_and_its_labels_are_those_of_the_mask(tiny_data: Path) -> None:

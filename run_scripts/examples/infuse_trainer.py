@@ -93,7 +93,8 @@ class KeepLedger(TrainerCallback):
         """Writes."""
         counts = self.trainer.counts()
         if state.is_world_process_zero:
-            torch.save(counts, Path(args.output_dir) / f"checkpoint-{state.global_step}" / LEDGER)
+            kept = {"counts": counts, "plan": self.trainer.samples.dataset.plan.fingerprint}
+            torch.save(kept, Path(args.output_dir) / f"checkpoint-{state.global_step}" / LEDGER)
         return control
 
 
@@ -151,8 +152,16 @@ def main() -> int:
     trainer.samples, trainer.ledger = samples, Ledger(store)
     trainer.add_callback(KeepLedger(trainer, options.stop_after))
     before = get_last_checkpoint(str(options.output)) if options.output.exists() else None
-    if before and settings.process_index == 0:  # one rank has the sum of all
-        trainer.ledger.load_tensor(torch.load(Path(before) / LEDGER, weights_only=True))
+    if before:
+        if not (Path(before) / LEDGER).is_file():
+            parser.error(
+                f"{before}: has no {LEDGER}: saving it was cut off; remove the folder, and resume from another"
+            )
+        kept = torch.load(Path(before) / LEDGER, weights_only=True)
+        if kept["plan"] != plan.fingerprint:
+            parser.error(f"{before}: was trained under another plan; choose another output")
+        if settings.process_index == 0:  # one rank has the sum of all
+            trainer.ledger.load_tensor(kept["counts"])
     trainer.train(resume_from_checkpoint=before)
 
     trainer.ledger.load_tensor(trainer.counts())
