@@ -11,6 +11,7 @@ from benchmarks.gpu.rows import FAILED, OK, SKIPPED, read_rows, said
 Row = dict[str, Any]
 _OWN = {"part", "item", "status", "message"}
 _MEMORY = ("static", "passes", "update", "validation", "probe", "save", "peak", "reserved", "context")
+_WAYS = {"ours": "`kis`", "exported": "`kis probe --model`"}
 _MACHINE = ("driver", "cuda", "cudnn", "nccl", "python")
 
 
@@ -103,12 +104,13 @@ def _rate(row: Row | None) -> str:
 def _probes(rows: list[Row]) -> str:
     cells = []
     for row in rows:
-        for tool in ("ours", *row["ratios_by_turn"]):
-            ratios = ", ".join(map(str, row["ratios_by_turn"].get(tool, [])))
+        by_turn = row["ratios_by_turn"]["ours"]
+        for tool in (*_WAYS, *by_turn):
+            ratios = ", ".join(map(str, by_turn.get(tool, [])))
             cells.append(
                 [
                     row["item"],
-                    "`kis`" if tool == "ours" else tool,
+                    _WAYS.get(tool, tool),
                     f"{row[tool]['seconds']:.2f}",
                     f"{row[tool]['questions_a_second']:,.0f}",
                     ratios,

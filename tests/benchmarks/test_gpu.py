@@ -148,7 +148,8 @@ def test_probes_are_timed_beside_the_other_tools(tmp_path: Path, results_of_fork
     assert status == 0, rows
     found = rows["cpu-32 16 facts"]
     assert max(found["largest_difference"].values()) < 1e-3
-    assert set(found["ratios_by_turn"]) == {"lm_pub_quiz", "lm_eval"}
+    assert all(set(tools) == {"lm_pub_quiz", "lm_eval"} for tools in found["ratios_by_turn"].values())
+    assert "| `kis probe --model` |" in table(tmp_path / "results.jsonl")
     assert f"| {found['ours']['questions_a_second']:,.0f} |" in table(tmp_path / "results.jsonl")
 
 

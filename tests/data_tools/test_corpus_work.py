@@ -309,7 +309,7 @@ def test_skipped_lines_are_listed_with_their_place_and_counted(tmp_path, tokeniz
     bad = {
         3: (b"{oops\n", "malformed JSON line"),
         9: (b'{"title": "no text"}\n', "no key 'text'"),
-        14: (b'{"text": "\xff"}\n', "malformed JSON line"),
+        14: (b'{"text": "\xff"}\n', "not UTF-8"),
         15: (b'{"text": 7}\n', "'text' is int, not a string"),
         21: (b'{"text": "\\ud800"}\n', "holds half of a surrogate pair"),
         26: (b"[1, 2]", "not a JSON object"),

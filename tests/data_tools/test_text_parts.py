@@ -9,6 +9,8 @@ from megatron_kis.data_tools.readers.parts import head_of, plan_parts, whole_fil
 
 
 def test_kinds_that_are_not_read_are_refused_before_any_work(tmp_path):
+    for name in ("a.parquet.gz", "a.pdf"):
+        (tmp_path / name).touch()
     for name, word in (("a.parquet.gz", "unknown kind"), ("a.pdf", "unknown kind"), ("a.txt", "no such")):
         with pytest.raises(InputError, match=word):
             check_text_files([tmp_path / name])

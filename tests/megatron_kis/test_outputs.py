@@ -128,7 +128,7 @@ def test_a_study_whose_output_cannot_be_made_is_refused(
     output = tmp_path / "place" / "out"
     line = refused(f"study plan {study}", f"output={output}", capsys)
     assert f"output: {output}: cannot be made (Permission denied); choose another output" in line
-    assert "cannot be written" in refused(f"study run {study}", f"output={output}", capsys)
+    assert "cannot be made" in refused(f"study run {study}", f"output={output}", capsys)
     assert not list((tmp_path / "place").iterdir())
 
 

@@ -84,8 +84,14 @@ def test_a_background_that_cannot_fit_is_not_blamed_on_the_infusion(frequency: i
         ({"schedule": "late"}, "unknown schedule 'late'.*uniform"),
         ({"templates": "alternate"}, "infusion.templates: unknown template policy 'alternate'; valid: round_robin"),
         ({"templates": -1}, "infusion.templates: is -1; must not be negative"),
-        ({"templates": 1}, "infused fact 2 has no template 1; name one that every fact has"),
-        ({"templates": 3}, "infused fact 0 has no template 3; name one that every fact has"),
+        (
+            {"templates": 1},
+            "infusion.templates: 1 infused facts have no template 1; the fewest train templates of a fact are 1",
+        ),
+        (
+            {"templates": 3},
+            "infusion.templates: 6 infused facts have no template 3; the fewest train templates of a fact are 1",
+        ),
         ({"exposure_lengths": [[5, 4], [0, 0]]}, "exposure_lengths: fact 1 has an exposure without tokens"),
         ({"exposure_lengths": [[5, 4], [5, -4]]}, "exposure_lengths: fact 1 has an exposure without tokens"),
         ({"exposure_lengths": [[5, 0, 4]]}, "exposure_lengths: fact 0 has an exposure without tokens"),
