@@ -106,8 +106,8 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def encode_batch_with_spans(self, texts: list[str]) -> tuple[list[list[int]], NDArray[np.int64]]:
         """Returns the token ids of several texts, and [tokens of all, 2] the characters that each covers."""
-        if self.words is not None and (found := self.words.encode(texts)) is not None:
-            return found
+        if self.words is not None and texts:
+            return self.words.encode(texts)
         encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
         spans = [span for encoding in encodings for span in encoding.offsets]
         return [encoding.ids for encoding in encodings], np.array(spans, dtype=np.int64).reshape(-1, 2)

@@ -2,7 +2,8 @@
 
 Files that were made from SentencePiece models cut no words before their model runs, and the library then searches each
 text as a whole. If no piece goes on after a word's end, what a text is cut into is what its words are cut into.
-Statements that fill the same templates have few words: they are encoded in a third of the time.
+Statements that fill the same templates have few words: they are encoded in a third of the time. A text that is not made
+of words with single spaces between them, or has an added token in it, is encoded as a whole.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ _NORMALISER = (
     {"type": "Replace", "pattern": {"String": " "}, "content": _MARK},
 )
 _ACROSS = re.compile(f"[^{_MARK}]{_MARK}")
+_MOST_WORDS = 1_000_000  # words to remember, of some 500 bytes each
 _BEFORE = "a"  # a word that stands before each word when it is encoded
 
 Row = tuple[list[int], list[tuple[int, int]]]
@@ -41,27 +43,28 @@ class Words:
         self._tokens: list[NDArray[np.int64]] = []
         self._spans: list[NDArray[np.int64]] = []
 
-    def encode(self, texts: Sequence[str]) -> tuple[list[list[int]], NDArray[np.int64]] | None:
-        """Returns the token ids of texts, and [tokens of all, 2] the characters that each covers.
-
-        None where a text is not made of words with single spaces between them, or has an added token in it.
-        """
-        if any(map(self._others.search, texts)):
-            return None
-        rows = [text.split(" ") for text in texts]
+    def encode(self, texts: Sequence[str]) -> tuple[list[list[int]], NDArray[np.int64]]:
+        """Returns the token ids of texts, and [tokens of all, 2] the characters that each covers."""
+        if len(self._numbers) > _MOST_WORDS:
+            self._numbers, self._tokens, self._spans = {}, [], []
+        # The first word of a text is encoded by itself: so is a text that cannot be cut.
+        rows = [[text] if self._others.search(text) else text.split(" ") for text in texts]
         self._add({(at == 0, word) for row in rows for at, word in enumerate(row)} - self._numbers.keys())
         numbers, sizes = self._numbers, [len(row) for row in rows]
-        word = np.array([numbers[at == 0, name] for row in rows for at, name in enumerate(row)])
+        named = np.array([numbers[at == 0, name] for row in rows for at, name in enumerate(row)], dtype=np.int64)
+        there, word = np.unique(named, return_inverse=True)
         # A word after the first one has its space, one character before it.
         letters = np.array([len(name) + 1 for row in rows for name in row])
         first = starts_of(sizes)[:-1]
         before = np.cumsum(letters) - letters
         begins = before - np.repeat(before[first], sizes) - 1
         begins[first] = 0
-        counts = np.array([len(tokens) for tokens in self._tokens])
+        counts = np.array([len(self._tokens[number]) for number in there])
         places = ranges(starts_of(counts)[word], starts_of(counts[word]))
-        tokens = np.concatenate(self._tokens)[places].tolist()
-        spans = np.concatenate(self._spans)[places] + np.repeat(begins, counts[word])[:, None]
+        tokens = np.concatenate([self._tokens[number] for number in there])[places].tolist()
+        spans = (
+            np.concatenate([self._spans[number] for number in there])[places] + np.repeat(begins, counts[word])[:, None]
+        )
         bounds = starts_of(counts[word])[starts_of(sizes)].tolist()
         return [tokens[start:stop] for start, stop in pairwise(bounds)], spans
 

@@ -29,21 +29,47 @@ def model(tokenizer_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_words_give_what_whole_texts_give(model: Path) -> None:
     tokenizer = load_tokenizer(model)
     assert tokenizer.words is not None
-    rng, cut = random.Random(0), 0
+    rng = random.Random(0)
     leads = [document.text for document in iter_documents([LEADS])]
     words = " ".join(leads).split()
     shuffled = [" ".join(rng.choices(words, k=rng.randint(1, 9))) for _ in range(200)]
-    for texts in ([text] for text in (*leads, *AWKWARD, *shuffled, "<|endoftext|> within", "a <|endoftext|>")):
+    whole = ["<|endoftext|> within", "a <|endoftext|>", "", " ahead", "two  spaces", "a ▁ mark"]
+    for texts in (*([text] for text in (*leads, *AWKWARD, *shuffled, *whole)), [*whole, *shuffled, *AWKWARD, *whole]):
         expected = [tokenizer.encode_with_spans(text) for text in texts]
-        found = tokenizer.words.encode(texts)
-        cut += found is not None
         ids, spans = tokenizer.encode_batch_with_spans(texts)
         assert ids == [encoding.tokens for encoding in expected]
         np.testing.assert_array_equal(spans, [span for encoding in expected for span in encoding.spans] or spans)
-    assert cut > 200
     together, spans = tokenizer.encode_batch_with_spans(shuffled)
     assert together == tokenizer.encode_batch(shuffled)
     assert len(spans) == sum(map(len, together))
+    assert tokenizer.encode_batch_with_spans([])[0] == []
+
+
+def test_words_are_encoded_once_next_to_texts_that_cannot_be_cut_and_are_forgotten_in_time(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = load_tokenizer(model)
+    assert tokenizer.words is not None
+    asked: list[str] = []
+    whole = tokenizer.words._tokenizer
+
+    class Counted:
+        encode = whole.encode
+
+        def encode_batch(self, texts: list[str], **options: object) -> object:
+            asked.extend(texts)
+            return whole.encode_batch(texts, **options)
+
+    tokenizer.words._tokenizer = Counted()
+    texts = ["the tall tower of the town", "two  spaces of the town", "the town of towers"]
+    first = tokenizer.encode_batch_with_spans(texts)
+    assert "two  spaces of the town" in asked and "the tall tower of the town" not in asked
+    before = len(asked)
+    again = tokenizer.encode_batch_with_spans(texts)
+    assert again[0] == first[0] and len(asked) == before
+    monkeypatch.setattr("megatron_kis.data_tools.tokenizers.words._MOST_WORDS", 3)
+    assert tokenizer.encode_batch_with_spans(texts[:1])[0] == first[0][:1]
+    assert len(tokenizer.words._numbers) == 6
 
 
 @pytest.mark.parametrize("how", ["a piece goes on", "words are cut first", "other spaces", "no bytes"])
