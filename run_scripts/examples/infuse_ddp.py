@@ -55,12 +55,16 @@ def main() -> int:
     parser = _parser()
     options = parser.parse_args()
 
+    if "LOCAL_RANK" not in os.environ:
+        parser.error("start it with torchrun, also for one process")
     cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)  # or every rank also takes memory of the first GPU
     dist.init_process_group("nccl" if cuda else "gloo")
     rank, ranks = dist.get_rank(), dist.get_world_size()
     if options.batch % ranks:
         parser.error(f"--batch {options.batch} cannot be divided by {ranks} ranks")
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     torch.manual_seed(0)
 
     # 1. The plan of the whole run, the same on every rank.
