@@ -172,6 +172,18 @@ def test_without_a_plan(words: list[str], said: str) -> None:
     assert said in str(caught.value)
 
 
+def test_settings_of_several_arguments_count(run_file: Path) -> None:
+    words = ["--kis-run", str(run_file), "--kis-set", "infusion.frequency=3", "--kis-set", "training.seed=5"]
+    config = run_of(add_arguments(argparse.ArgumentParser()).parse_args(words))
+    assert (config.infusion.frequency, config.training.seed) == (3, 5)
+
+
+def test_a_study_in_place_of_a_run_is_named() -> None:
+    study = ROOT / "run_scripts" / "studies" / "quickstart.yaml"
+    with pytest.raises(InputError, match=r"quickstart.yaml: is a study, not a run; .* has a config.yaml"):
+        run_of(add_arguments(argparse.ArgumentParser()).parse_args(["--kis-run", str(study)]))
+
+
 def test_a_folder_with_a_complete_run_is_left_alone(run_file: Path, tiny_data: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     output.mkdir()
