@@ -29,7 +29,7 @@ _NEEDED: dict[str, tuple[str, ...]] = {
 
 
 class Observer(Protocol):
-    """What is told of the loop; on every rank."""
+    """What takes part in the loop; on every rank."""
 
     def before_training(self, *, model: Any, optimizer: Any, train_data_iterator: Any) -> None:
         """Runs when the model is loaded and the loop is about to begin."""

@@ -35,7 +35,7 @@ from megatron_kis.training.run_dir import RunDir
 
 
 class Session:
-    """One run in this process; told of the loop by ``Hooks``. Every rank has one."""
+    """One run in this process, whose methods ``Hooks`` calls. Every rank has one."""
 
     def __init__(self, args: argparse.Namespace, config: RunConfig, inputs: FactInputs, epochs: list[Epochs]) -> None:
         """Prepares for the loop; nothing is written yet.
