@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 
 from megatron_kis.common.ending import tell_starter
-from megatron_kis.common.errors import KisError, printable
+from megatron_kis.common.errors import InputError, KisError, printable
 
 
 def main() -> int:
@@ -29,10 +29,15 @@ def _pretrain() -> None:
 
     sys.argv[1:] = command_line(sys.argv[1:])
 
-    from megatron.core.enums import ModelType
-    from megatron.training import pretrain
-    from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
-    from megatron.training.arguments import parse_and_validate_args
+    try:
+        from megatron.core.enums import ModelType
+        from megatron.training import pretrain
+        from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
+        from megatron.training.arguments import parse_and_validate_args
+    except ImportError as error:
+        remedy = "use it with Python 3.12, or the lines for a script of your own in docs/how-to/megatron-lm.md"
+        problem = f"this script needs megatron.training of megatron-core 0.19 ({error})"
+        raise InputError(problem, remedy=remedy) from error
 
     from megatron_kis.megatron_lm import add_arguments, infused
     from megatron_kis.megatron_lm.provider import check

@@ -60,6 +60,30 @@ def test_the_plain_loop_counts_over_ranks_workers_and_a_resume(tiny_data: Path, 
     assert state["step"] == 12  # not an earlier one with the weights and counts of the end
 
 
+def test_each_rank_of_the_plain_loop_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    from megatron_kis.run_scripts.examples import infuse_ddp
+
+    class Joined(Exception):
+        """Raised where a rank would join the others."""
+
+    taken: list[torch.device] = []
+
+    def join(backend: str) -> None:
+        assert (backend, taken) == ("nccl", [torch.device("cuda", 3)])
+        raise Joined
+
+    monkeypatch.setattr(sys, "argv", ["infuse_ddp.py", "--data", "data", "--output", "out"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(infuse_ddp.dist, "init_process_group", join)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    with pytest.raises(Joined):
+        infuse_ddp.main()
+    monkeypatch.delenv("LOCAL_RANK")
+    with pytest.raises(SystemExit, match="2"):
+        infuse_ddp.main()
+
+
 @pytest.mark.distributed
 def test_the_trainer_of_transformers_counts_over_ranks_workers_and_a_resume(tiny_data: Path, tmp_path: Path) -> None:
     pytest.importorskip("transformers")

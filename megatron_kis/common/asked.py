@@ -95,14 +95,15 @@ def own_asking(record: Mapping[str, Any]) -> Asking:
 
 
 def check_folder(run: Path) -> None:
-    """Refuses a run whose folder has no place for answers.
+    """Refuses a run whose folder has no place for answers, or answers with a damaged record.
 
     Raises:
-        InputError: a file has the folder's name.
+        InputError: a file has the folder's name, or a record is damaged.
     """
     folder = run / FOLDER
     if folder.exists() and not folder.is_dir():
         raise InputError("is a file where a folder is wanted", where=str(folder), remedy="move it away, then ask again")
+    answers_of(run)
 
 
 def answers_of(run: Path) -> dict[Asking, Path]:
@@ -142,3 +143,11 @@ def place_of_answers(run: Path, record: Mapping[str, Any], wanted: Asking) -> Pa
     if own_asking(record).fits(wanted):
         return run
     return next((place for asking, place in answers_of(run).items() if asking.fits(wanted)), None)
+
+
+def has_answers(run: Path, record: Mapping[str, Any], wanted: Asking) -> bool:
+    """Returns whether a run has answers to these questions; not if a record of answers is damaged."""
+    try:
+        return place_of_answers(run, record, wanted) is not None
+    except InputError:  # asking the run, and its analysis, name the record
+        return False

@@ -7,8 +7,9 @@ begin at the folder of the file, those of overrides at the current folder (``pat
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -48,8 +49,27 @@ Quantity = Annotated[float, BeforeValidator(as_count, json_schema_input_type=flo
 """The same, where it need not be whole."""
 
 
+@dataclass(frozen=True)
+class OtherFile:
+    """A file of another kind that is easily given in place of one of these settings."""
+
+    key: str
+    """A key of such files."""
+
+    own: str
+    """The key that files of these settings have in its place."""
+
+    problem: str
+    """What such a file is."""
+
+    remedy: str
+    """What is done with it."""
+
+
 class Config(BaseModel):
     """Base of all settings: frozen, and closed to unknown keys."""
+
+    other_file: ClassVar[OtherFile | None] = None
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -92,12 +112,15 @@ def load_config(kind: type[ConfigT], path: Path, overrides: Sequence[str] = ()) 
         overrides: ``key.path=value``, the value in YAML.
 
     Raises:
-        InputError: an unreadable file, invalid YAML, a key that is given twice, an unknown key or a bad value, with its
-            place.
+        InputError: an unreadable file, invalid YAML, a file of another kind, a key that is given twice, an unknown key
+            or a bad value, with its place.
     """
     content = parse_yaml(read_text(path), where=str(path))
     if not isinstance(content, dict):
         return parse_config(kind, content, source=str(path))  # which refuses it
+    other = kind.other_file
+    if other is not None and other.key in content and other.own not in content:
+        raise InputError(other.problem, where=str(path), remedy=other.remedy)
     return parse_content(kind, content, source=str(path), base=file_base(path, content), overrides=overrides)
 
 

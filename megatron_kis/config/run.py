@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
-from megatron_kis.common.configuration import Config, Count, SafeName, absolute_content
+from megatron_kis.common.configuration import Config, Count, OtherFile, SafeName, absolute_content
 from megatron_kis.common.files import fingerprint
 from megatron_kis.common.terms import Split
 from megatron_kis.config.data import DataConfig, DocumentsConfig, InfusionConfig
@@ -147,6 +147,13 @@ class LoggingConfig(Config):
 
 class RunConfig(Config):
     """One run: a cell (N, D, F) with a seed."""
+
+    other_file = OtherFile(
+        key="ladder",
+        own="model",
+        problem="is a study, not a run",
+        remedy="kis study run trains its runs, each of which has a config.yaml in its folder",
+    )
 
     name: SafeName
     """Name of the run, and of its folder."""

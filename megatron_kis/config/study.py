@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
-from megatron_kis.common.configuration import Config, Count, Quantity, SafeName
+from megatron_kis.common.configuration import Config, Count, OtherFile, Quantity, SafeName
 from megatron_kis.common.errors import nearest
 from megatron_kis.common.terms import SCORING_RULES
 from megatron_kis.config.analysis import AnalysisConfig
@@ -153,6 +153,8 @@ class StudyTraining(Config):
 
 class StudyConfig(Config):
     """A family of runs and the questions asked of it."""
+
+    other_file = OtherFile(key="model", own="ladder", problem="is a run, not a study", remedy="kis train trains it")
 
     name: SafeName
     """Name of the study."""

@@ -33,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     add("--kis-ratio", type=float, metavar="RHO", help="share of the tokens for infused facts, in place of F")
     add("--kis-background-frequency", type=int, metavar="F", help="exposures of each background fact (default: 0)")
     add("--kis-background-policy", choices=("displaced", "protected"), help="whether infusion displaces them")
-    add("--kis-set", nargs="+", default=[], metavar="key=value", help="further settings of the run, by their keys")
+    more = "further settings of the run, by their keys"
+    add("--kis-set", nargs="+", action="extend", default=[], metavar="key=value", help=more)
     return parser
 
 

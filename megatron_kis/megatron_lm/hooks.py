@@ -20,15 +20,16 @@ _NEEDED: dict[str, tuple[str, ...]] = {
     "train": ("model", "optimizer", "train_data_iterator"),
     "training_log": ("loss_dict", "learning_rate", "iteration", "skipped_iter", "grad_norm"),
     "post_training_step_callbacks": ("model", "optimizer", "iteration"),
-    "save_checkpoint_and_time": ("iteration",),
+    "save_checkpoint": ("iteration",),
     "evaluate": (),
     "evaluate_and_print_results": ("prefix", "iteration"),
+    "maybe_finalize_async_save": (),
 }
 """Functions that are wrapped, and the arguments of theirs that are used."""
 
 
 class Observer(Protocol):
-    """What is told of the loop; on every rank."""
+    """What takes part in the loop; on every rank."""
 
     def before_training(self, *, model: Any, optimizer: Any, train_data_iterator: Any) -> None:
         """Runs when the model is loaded and the loop is about to begin."""
@@ -47,11 +48,8 @@ class Observer(Protocol):
     def after_validation(self, losses: Any, *, iteration: int) -> None:
         """Runs after an evaluation on the validation set, with its losses by name; empty but on the last stage."""
 
-    def after_training(self) -> None:
-        """Runs when the last step is done."""
-
     def at_end(self) -> None:
-        """Runs after the last step's evaluation."""
+        """Runs after the last evaluation and the last checkpoint."""
 
     def close(self) -> None:
         """Runs however the loop ends, before the process does."""
@@ -70,6 +68,7 @@ class Hooks:
         self._training = sys.modules[MODULE]
         self._own: dict[str, Callable[..., Any]] = {}
         self._validating: int | None = None
+        self._trained = False
         for name, needed in _NEEDED.items():
             function = getattr(self._training, name, None)
             names = inspect.signature(function).parameters if callable(function) else {}
@@ -99,29 +98,31 @@ class Hooks:
             setattr(self._training, name, function)
 
     def _arguments(self, name: str, args: Any, named: Any) -> dict[str, Any]:
-        bound = inspect.signature(self._own[name]).bind(*args, **named).arguments
-        return {needed: bound[needed] for needed in _NEEDED[name]}
+        bound = inspect.signature(self._own[name]).bind(*args, **named)
+        bound.apply_defaults()
+        return {needed: bound.arguments[needed] for needed in _NEEDED[name]}
 
     def _train(self, *args: Any, **named: Any) -> Any:
         observer = self._observer
         try:
             observer.before_training(**self._arguments("train", args, named))
             result = self._own["train"](*args, **named)  # leaves by sys.exit where it was asked to stop earlier
-            observer.after_training()
-            if not self._training.get_args().do_valid:  # else after the evaluation that pretrain() makes last
-                self._end()
         except BaseException:
             self.detach()
             observer.close()
             raise
+        self._trained = True
         return result
 
-    def _end(self) -> None:
-        self.detach()
-        try:
-            self._observer.at_end()
-        finally:
-            self._observer.close()
+    def _maybe_finalize_async_save(self, *args: Any, **named: Any) -> Any:
+        result = self._own["maybe_finalize_async_save"](*args, **named)
+        if self._trained:  # pretrain()'s own call, after its last checkpoint and evaluations
+            self.detach()
+            try:
+                self._observer.at_end()
+            finally:
+                self._observer.close()
+        return result
 
     def _training_log(self, *args: Any, **named: Any) -> Any:
         self._observer.after_step(**self._arguments("training_log", args, named))
@@ -131,9 +132,9 @@ class Hooks:
         self._observer.at_step_end(**self._arguments("post_training_step_callbacks", args, named))
         return self._own["post_training_step_callbacks"](*args, **named)
 
-    def _save_checkpoint_and_time(self, *args: Any, **named: Any) -> Any:
-        result = self._own["save_checkpoint_and_time"](*args, **named)
-        self._observer.after_save(**self._arguments("save_checkpoint_and_time", args, named))
+    def _save_checkpoint(self, *args: Any, **named: Any) -> Any:
+        result = self._own["save_checkpoint"](*args, **named)
+        self._observer.after_save(**self._arguments("save_checkpoint", args, named))
         return result
 
     def _evaluate(self, *args: Any, **named: Any) -> Any:
@@ -147,12 +148,8 @@ class Hooks:
 
     def _evaluate_and_print_results(self, *args: Any, **named: Any) -> Any:
         given = self._arguments("evaluate_and_print_results", args, named)
-        prefix = str(given["prefix"])
-        self._validating = None if "test set" in prefix else given["iteration"]
+        self._validating = None if "test set" in str(given["prefix"]) else given["iteration"]
         try:
-            result = self._own["evaluate_and_print_results"](*args, **named)
+            return self._own["evaluate_and_print_results"](*args, **named)
         finally:
             self._validating = None
-        if "on validation set" in prefix:  # pretrain()'s own, after train()
-            self._end()
-        return result

@@ -31,8 +31,11 @@ class TrainingSamples(Dataset[Sample]):
         self._causal = torch.ones(1, length, length).triu(1).bool() if attention_mask else None
 
     def __len__(self) -> int:
-        """Returns the number of sequences of the run."""
-        return len(self._dataset)
+        """Returns the number of sequences of the run and one more, which is padding.
+
+        Megatron-LM's samplers refuse to begin at the end, as a run does that resumes from its last checkpoint.
+        """
+        return len(self._dataset) + 1
 
     def __getitem__(self, sequence: int | None) -> Sample:
         """Returns the tensors of a sequence; of None padding, in which no label counts."""
@@ -40,8 +43,9 @@ class TrainingSamples(Dataset[Sample]):
 
     def __getitems__(self, sequences: Sequence[int | None]) -> list[Sample]:
         """Returns the tensors of a batch."""
-        samples = self._dataset.__getitems__(sequences)
-        for number, sample in zip(sequences, samples, strict=True):
+        numbers = [None if number == len(self._dataset) else number for number in sequences]
+        samples = self._dataset.__getitems__(numbers)
+        for number, sample in zip(numbers, samples, strict=True):
             if self._causal is not None:
                 sample.setdefault("attention_mask", self._causal)
             sample[SEQUENCE] = torch.tensor(-1 if number is None else number)

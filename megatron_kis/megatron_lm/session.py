@@ -35,7 +35,7 @@ from megatron_kis.training.run_dir import RunDir
 
 
 class Session:
-    """One run in this process; told of the loop by ``Hooks``. Every rank has one."""
+    """One run in this process, whose methods ``Hooks`` calls. Every rank has one."""
 
     def __init__(self, args: argparse.Namespace, config: RunConfig, inputs: FactInputs, epochs: list[Epochs]) -> None:
         """Prepares for the loop; nothing is written yet.
@@ -213,16 +213,13 @@ class Session:
         if math.isfinite(loss):
             self._metrics.write({"kind": "validation", "step": iteration, "tokens": self._state.tokens, "loss": loss})
 
-    def after_training(self) -> None:
-        """Gives every rank the count of all replicas."""
-        self._ledger.merge()
-
     def at_end(self) -> None:
         """Compares the count with the plan and closes the run.
 
         Raises:
             JobError: a fact did not get what the plan promised.
         """
+        self._ledger.merge()  # not earlier: a checkpoint after the last step sums the replicas' own counts
         self._run_dir.close_logs()
         self._on_reporting_rank(self._write_end)
 

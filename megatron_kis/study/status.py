@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from megatron_kis.common.asked import asking_of, own_asking, place_of_answers
-from megatron_kis.common.errors import InputError
+from megatron_kis.common.asked import asking_of, has_answers, own_asking
 from megatron_kis.common.identity import RUN_FILE
 from megatron_kis.config.run import RunConfig
 from megatron_kis.executor.attempts import NAME as ATTEMPTS
@@ -245,11 +244,7 @@ def _foreign(run: RunConfig, record: dict[str, Any]) -> list[str]:
 def _other_questions(run: RunConfig, record: dict[str, Any], questions: str | None) -> list[str]:
     """Returns how what a complete run was asked differs from what the study asks; empty if it has those answers."""
     wanted = asking_of(questions, {"probes": run.probes.model_dump(mode="json")})
-    try:
-        there = place_of_answers(run.output, record, wanted)
-    except InputError:  # a damaged record, which the analysis names
-        there = None
-    return [] if there is not None else own_asking(record).differences(wanted)
+    return [] if has_answers(run.output, record, wanted) else own_asking(record).differences(wanted)
 
 
 def _trained_itself(run: RunConfig, record: dict[str, Any] | None) -> float:

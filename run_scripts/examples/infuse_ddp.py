@@ -55,12 +55,12 @@ def main() -> int:
     parser = _parser()
     options = parser.parse_args()
 
-    cuda = torch.cuda.is_available()
-    dist.init_process_group("nccl" if cuda else "gloo")
+    if "LOCAL_RANK" not in os.environ:
+        parser.error("start it with torchrun, also for one process")
+    device = _join()
     rank, ranks = dist.get_rank(), dist.get_world_size()
     if options.batch % ranks:
         parser.error(f"--batch {options.batch} cannot be divided by {ranks} ranks")
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     torch.manual_seed(0)
 
     # 1. The plan of the whole run, the same on every rank.
@@ -113,6 +113,17 @@ def main() -> int:
         for group, received in ledger.received.items():
             print(f"{len(received)} {group} facts received {received.min()} to {received.max()} whole exposures")
     return 1 if last == options.steps and ledger.differences(plan) else 0
+
+
+def _join() -> torch.device:
+    """Joins the other ranks, and returns the device of this one."""
+    if not torch.cuda.is_available():
+        dist.init_process_group("gloo")
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    torch.cuda.set_device(device)  # or every rank also takes memory of the first GPU
+    dist.init_process_group("nccl")
+    return device
 
 
 def _plan(options: argparse.Namespace, store: ExposureStore) -> ExposurePlan:

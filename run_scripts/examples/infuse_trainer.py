@@ -78,7 +78,7 @@ class InfusedTrainer(Trainer):
 
 
 class KeepLedger(TrainerCallback):
-    """Writes the counts into every checkpoint, and stops where it is told."""
+    """Writes the counts into every checkpoint, and stops after the step of ``--stop-after``."""
 
     def __init__(self, trainer: InfusedTrainer, stop_after: int | None) -> None:
         self.trainer, self.stop_after = trainer, stop_after

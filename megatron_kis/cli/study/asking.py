@@ -17,20 +17,20 @@ logger = logging.getLogger(__name__)
 
 
 def unasked(runs: list[RunConfig], questions: Path) -> list[RunConfig]:
-    """Returns the finished runs without answers to the questions of a file.
+    """Returns the finished runs without answers to the questions of a file, or with a damaged record of answers.
 
     Args:
         runs: finished runs, with the choice among the questions that they are to be asked.
         questions: the file.
     """
-    from megatron_kis.common.asked import asking_of, place_of_answers
+    from megatron_kis.common.asked import asking_of, has_answers
     from megatron_kis.common.files import read_json, sha256_file
     from megatron_kis.common.identity import RUN_FILE, RUN_SCHEMA
 
     sha256, found = sha256_file(questions), []
     for run in runs:
         wanted = asking_of(sha256, {"probes": run.probes.model_dump(mode="json")})
-        if place_of_answers(run.output, read_json(run.output / RUN_FILE, RUN_SCHEMA), wanted) is None:
+        if not has_answers(run.output, read_json(run.output / RUN_FILE, RUN_SCHEMA), wanted):
             found.append(run)
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -25,16 +25,18 @@ class Told:
 
 LOOP = """
 def train(forward_step_func, model, optimizer, scheduler, train_data_iterator, fails=None):
-    training_log({"lm loss": 3.0}, {}, 0.1, 1, skipped_iter=0, grad_norm=2.0)
+    training_log({"lm loss": 3.0}, {}, 0.1, 1, skipped_iter=0)
     evaluate_and_print_results("iteration 1", 1)
     post_training_step_callbacks(model, optimizer, scheduler, 1)
-    save_checkpoint_and_time(1)
+    save_checkpoint(1)
+    maybe_finalize_async_save(blocking=False)
     if fails:
         raise fails
 
-def training_log(loss_dict, total_loss_dict, learning_rate, iteration, skipped_iter, grad_norm): ...
+def training_log(loss_dict, total_loss_dict, learning_rate, iteration, skipped_iter, grad_norm=2.0): ...
 def post_training_step_callbacks(model, optimizer, opt_param_scheduler, iteration): ...
-def save_checkpoint_and_time(iteration): ...
+def save_checkpoint(iteration): ...
+def maybe_finalize_async_save(blocking): ...
 def evaluate(losses): return losses, None, False
 def evaluate_and_print_results(prefix, iteration):
     for losses in ({"lm loss": 4.0}, {"lm loss": 9.0}):
@@ -47,8 +49,6 @@ def loop(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A module with functions as Megatron-LM's loop has them."""
     module: Any = ModuleType(MODULE)
     exec(LOOP, module.__dict__)
-    module.args = SimpleNamespace(do_valid=False)
-    module.get_args = lambda: module.args
     monkeypatch.setitem(sys.modules, MODULE, module)
     yield module
 
@@ -67,21 +67,22 @@ def test_a_run_is_told_of_its_steps_and_leaves_the_loop_as_it_was(loop: Any) -> 
     Hooks(told).attach()
     assert loop.train is not own
     loop.train(None, "model", "adam", None, train_data_iterator="data")
-    assert told.said == [*STEP, ("after_training",), ("at_end",), ("close",)]
+    assert told.said == STEP
+    loop.maybe_finalize_async_save(blocking=True)  # the last that pretrain() does
+    assert told.said == [*STEP, ("at_end",), ("close",)]
     assert loop.train is own
 
 
-def test_with_validation_a_run_ends_after_the_evaluation_that_pretrain_makes_last(loop: Any) -> None:
+def test_a_run_ends_after_the_checkpoint_and_the_evaluations_that_pretrain_makes_last(loop: Any) -> None:
     told = Told()
-    loop.args.do_valid = True
     Hooks(told).attach()
     loop.train(None, "model", "adam", None, "data")
-    assert told.said == [*STEP, ("after_training",)]
-    loop.save_checkpoint_and_time(1)  # pretrain() saves once more
+    loop.save_checkpoint(1)
     loop.evaluate_and_print_results("iteration 1 on validation set", 1)
     loop.evaluate_and_print_results("iteration 1 on test set", 1)
+    loop.maybe_finalize_async_save(blocking=True)
     last = [("after_save", 1), ("after_validation", {"lm loss": 4.0}, 1), ("at_end",), ("close",)]
-    assert told.said == [*STEP, ("after_training",), *last]
+    assert told.said == [*STEP, *last]
 
 
 @pytest.mark.parametrize("how", [SystemExit(0), RuntimeError("lost")])

@@ -50,7 +50,9 @@ def batches_of(samples: Any, numbers: list[list[Any]]) -> Any:
 
 def test_samples_have_their_number_and_a_mask_where_one_is_asked_for(dataset: InfusedDataset) -> None:
     plain = TrainingSamples(dataset, attention_mask=False)
-    assert len(plain) == STEPS * BATCH
+    assert len(plain) == STEPS * BATCH + 1  # so that a sampler can begin at the end
+    assert plain[STEPS * BATCH][SEQUENCE] == -1
+    assert not plain[STEPS * BATCH]["loss_mask"].any()
     assert set(plain[3]) == {"tokens", "labels", "loss_mask", "position_ids", SEQUENCE}
     assert plain[3][SEQUENCE] == 3
     assert torch.equal(plain[3]["tokens"], dataset[3]["tokens"])

@@ -129,6 +129,26 @@ def test_a_run_that_resumes_is_the_run_that_was_never_stopped(
     assert plan.encode() in saved  # among Megatron-LM's arguments
 
 
+@pytest.mark.distributed
+@pytest.mark.parametrize("more", [(), pytest.param(("--eval-iters", 0), id="no validation", marks=pytest.mark.slow)])
+def test_a_run_that_was_lost_after_its_last_checkpoint_resumes_from_it(
+    tiny_data: Path, tmp_path: Path, more: tuple[object, ...]
+) -> None:
+    config = _config(tiny_data, tmp_path)
+    save, words = tmp_path / "saved", ["--kis-run", written(config), *more]
+    status, said = pretrain(tmp_path, *words, "--save", save, "--save-interval", 15, ranks=2)
+    assert status == 0, said
+    assert sorted(path.name for path in (save / "kis").iterdir()) == ["iter_0000015.json", "iter_0000020.json"]
+    before, counted = losses(config.output), audit_run(config.output)
+    for name in ("DONE", "exposures.json"):
+        (config.output / name).unlink()
+    status, said = pretrain(tmp_path, *words, "--load", save, ranks=2)
+    assert status == 0, said
+    assert (losses(config.output), audit_run(config.output)) == (before, counted)
+    assert differences_of(counted) == 0
+    assert (config.output / "DONE").exists()
+
+
 @pytest.mark.slow
 def test_a_resume_with_another_plan_ends_before_anything_is_written(tiny_data: Path, tmp_path: Path) -> None:
     config = _config(tiny_data, tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from megatron_kis.megatron_lm.arguments import _refusals, run_of
 from megatron_kis.megatron_lm.gpt import command_line
 from megatron_kis.megatron_lm.provider import check
 from megatron_kis.megatron_lm.settings import _corpora
+from megatron_kis.run_scripts import pretrain_kis
 from tests.megatron_kis.megatron_lm.on_cpu import FLAGS
 from tests.pages import ROOT
 
@@ -170,6 +172,29 @@ def test_without_a_plan(words: list[str], said: str) -> None:
     with pytest.raises(InputError) as caught:
         run_of(args)
     assert said in str(caught.value)
+
+
+def test_the_script_says_which_megatron_it_needs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "megatron.training", None)
+    monkeypatch.setattr(sys, "argv", ["pretrain_kis.py", "--kis-exposures", "x"])
+    assert pretrain_kis.main() == 2
+    said = capsys.readouterr().err
+    assert said.startswith("kis: error: this script needs megatron.training of megatron-core 0.19 (")
+    assert len(said.splitlines()) == 1
+
+
+def test_settings_of_several_arguments_count(run_file: Path) -> None:
+    words = ["--kis-run", str(run_file), "--kis-set", "infusion.frequency=3", "--kis-set", "training.seed=5"]
+    config = run_of(add_arguments(argparse.ArgumentParser()).parse_args(words))
+    assert (config.infusion.frequency, config.training.seed) == (3, 5)
+
+
+def test_a_study_in_place_of_a_run_is_named() -> None:
+    study = ROOT / "run_scripts" / "studies" / "quickstart.yaml"
+    with pytest.raises(InputError, match=r"quickstart.yaml: is a study, not a run; .* has a config.yaml"):
+        run_of(add_arguments(argparse.ArgumentParser()).parse_args(["--kis-run", str(study)]))
 
 
 def test_a_folder_with_a_complete_run_is_left_alone(run_file: Path, tiny_data: Path, tmp_path: Path) -> None:

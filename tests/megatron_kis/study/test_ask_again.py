@@ -202,6 +202,19 @@ def test_a_run_that_cannot_be_asked_is_named_and_the_study_ends(done: Path, caps
     assert "no complete run was asked the study's questions" in said
 
 
+def test_a_damaged_record_of_answers_does_not_stop_the_study_before_it_is_analysed(
+    done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edited(done, probes={"moments": {"shares": [1.0]}, "facts_per_group": 4})
+    record = done.parent / "out" / "runs" / RUN / "asked" / "0123456789ab" / "asked.json"
+    record.parent.mkdir(parents=True)
+    record.write_text("{")
+    status, said = kis(capsys, "study", "run", done)
+    assert f"{RUN} could not be asked: {record}:1: not valid JSON" in said
+    assert f"remove the folder {record.parent}, and ask again" in said
+    assert status == 2  # no run is left to analyse
+
+
 def test_a_file_in_the_place_of_the_answers_is_refused_before_anything_is_written(
     done: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -169,3 +169,14 @@ def test_keys_of_a_tokenizers_side_file_that_decide_nothing_are_refused(tmp_path
         read_meta(model)
     side_file(model).write_text('{"schema": "kis.tokenizer/1", "eod": "x", "fingerprint": "f", "pieces_of_text": 3}')
     assert read_meta(model)["eod"] == "x"  # written here, with how it was made
+
+
+def test_a_study_and_a_run_in_place_of_each_other_are_named(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, "train", study.name, "model.preset=cpu-48")
+    assert f"{study.name}: is a study, not a run; kis study run trains its runs" in said
+    run = study.with_name("run.yaml")
+    run.write_text(yaml.safe_dump({"name": "one", "output": "out", "model": {"preset": "cpu-48"}}))
+    for step in ("run", "plan", "status"):
+        assert "run.yaml: is a run, not a study; kis train trains it" in refused(capsys, "study", step, run.name)
+    run.write_text(yaml.safe_dump({"name": "one", "ladder": [{"preset": "cpu-48"}], "model": {}}))
+    assert "run.yaml: " in (said := refused(capsys, "study", "plan", run.name)) and "not a study" not in said
