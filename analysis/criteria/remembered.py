@@ -20,8 +20,8 @@ def remembered(most: int, key: Callable[_P, Hashable] | None = None) -> Callable
 
     Args:
         most: results that are kept.
-        key: what the result depends on, of the function's arguments. Without it that is all of them: arrays, dataclasses
-            of such, and what can be hashed.
+        key: of the function's arguments, returns what its result depends on. Without it that is all of them: arrays,
+            dataclasses of such, and what can be hashed.
     """
 
     def decorator(function: Callable[_P, _T]) -> Callable[_P, _T]:

@@ -276,7 +276,7 @@ def finding(point: Transition) -> str:
         return f"{not_seen(point)} up to {point.slice.symbol} = {frequency(point.low)}"
     if point.status == LEFT_CENSORED:
         return f"at or before {point.slice.symbol} = {frequency(point.high)}"
-    return "cannot tell"
+    return "not determined"
 
 
 def not_seen(point: Transition) -> str:
