@@ -310,6 +310,11 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def counted(value: str, noun: str) -> str:
+    """Joins a formatted count and its noun: ``1 time``, ``1.2 million facts``."""
+    return f"{value} {noun}{'' if value == '1' else 's'}"
+
+
 def listed(items: list[str]) -> str:
     """Joins items: ``a``, ``a and b``, ``a, b and c``."""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else ""
