@@ -3,7 +3,7 @@
 The smallest fall that can be distinguished from chance follows from the facts, seeds and levels, by the criteria.
 Studies of a known truth are then simulated with the same sizes, levels, seeds and facts (`analysis.simulate`), and go
 through the declared criterion and the law: half of what can be known is known without infusion, every model begins to
-lose it at the geometric middle of its levels, and models scatter around the law as `Truth` has it.
+lose it at the geometric middle of its levels, and models scatter around the law as in `Truth`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _LARGEST_SHARE = 0.3  # of the tokens for background facts that is proposed
 _SHOWN = 4
 _RESAMPLES = 199
 LARGEST_FACTOR = 1e6
-"""Widest interval that says more than nothing."""
+"""Factor from which on an interval says nothing."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Power:
 
     @property
     def enough(self) -> bool:
-        """Whether a model that loses nothing can be told from one that was not seen to lose."""
+        """Whether a model that loses nothing can be distinguished from one whose loss was not seen."""
         return self.detectable <= self.needed
 
 
@@ -317,11 +317,11 @@ def _weak(outline: Outline, powers: Sequence[Power], asked: Sequence[_Asked], se
         problem = f"{power.facts:,} {power.group} facts and {power.seeds} seed{'s' * (power.seeds > 1)} "
         if not power.enough:
             problem += (
-                f"show a fall of {power.detectable:.2f} or more, and a model without one stays undecided (needed: "
+                f"show a fall of {power.detectable:.2f} or more, and a model without one remains undecided (needed: "
                 f"{power.needed:.2f})"
             )
         else:
-            problem += f"tell a rate of {power.told:.2f} or more from chance ({outline.chance:.2f})"
+            problem += f"distinguish a rate of {power.told:.2f} or more from chance ({outline.chance:.2f})"
         limited = power.facts < outline.there[power.group] and power.facts == outline.asked[power.group]
         key = "probes.facts_per_group" if limited else f"data.select.{power.group}"
         found.append(Remark(key, problem, _more(outline, each, power, settings)))
@@ -329,7 +329,7 @@ def _weak(outline: Outline, powers: Sequence[Power], asked: Sequence[_Asked], se
 
 
 def _half_known_rate(outline: Outline, settings: AnalysisConfig) -> float:
-    """Returns the rate that the criterion of an onset wants to tell from chance."""
+    """Returns the rate that the criterion of an onset must distinguish from chance."""
     return outline.chance + settings.reference_loss * (1 - outline.chance)
 
 

@@ -164,7 +164,7 @@ def main() -> None:
     began = time.process_time()
     print(
         "| study | dose named | best dose in its interval | log width, median | log of dose over best, median, rms | "
-        "regret told, mean | real regret, mean, highest |"
+        "predicted regret, mean | real regret, mean, highest |"
     )
     print("|---|---|---|---|---|---|---|")
     for design in DESIGNS:

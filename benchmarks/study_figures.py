@@ -2,8 +2,8 @@
 
     python -m benchmarks.study_figures     # writes docs/study/figures/*.svg
 
-Curves and points are those of the study and of the larger model (``reference`` and ``large``). The law and its
-prediction are those of the study alone, as they were registered.
+Curves and points are those of the study and of the larger model (``reference`` and ``large``). The law is that of the
+study alone, and predicts the model that was registered.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pandas as pd
 from benchmarks.study_page import FOLDER, RESULTS
 from megatron_kis.analysis.findings.result import AnalysisResult
 from megatron_kis.analysis.law.law_file import load_laws
-from megatron_kis.analysis.law.predict import predict
+from megatron_kis.analysis.law.predict import load_predictions, predict
 from megatron_kis.analysis.report import figures, law_figure
 from megatron_kis.analysis.report.theme import exported_to
 from megatron_kis.analysis.runs.load_csv import load_curves_csv, load_points_csv
@@ -33,12 +33,12 @@ NAMES = (
     "law-tolerance-general",
 )
 _STUDIES = ("reference", "large")
-_PREDICTED = 664_192
 
 
 def result() -> AnalysisResult:
     """Returns the committed results of both studies, with the laws of the first."""
     laws = load_laws(RESULTS / "reference" / "law.json")
+    sizes = {(p["kind"], p["group"]): p["params"] for p in load_predictions(RESULTS / "reference" / "prediction.json")}
     return AnalysisResult(
         settings=AnalysisConfig(),
         runs=None,
@@ -46,7 +46,7 @@ def result() -> AnalysisResult:
         points=[point for name in _STUDIES for point in load_points_csv(RESULTS / name / "points.csv")],
         laws=laws,
         refused=[],
-        predictions=[predict(law, _PREDICTED) for law in laws],
+        predictions=[predict(law, sizes[law.kind, law.group]) for law in laws],
     )
 
 

@@ -197,7 +197,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", default=["cpu-48", "cpu-64", "cpu-96"], help="shapes of the ladder")
     parser.add_argument("--batch", type=int, default=8, help="sequences per step")
-    parser.add_argument("--length", type=int, default=128, help="tokens a sequence")
+    parser.add_argument("--length", type=int, default=128, help="tokens per sequence")
     parser.add_argument("--vocabulary", type=int, default=2048, help="pieces")
     parser.add_argument("--rounds", type=int, default=31, help="turns of each")
     parser.add_argument("--seconds", type=float, default=0.2, help="about how long a turn takes")

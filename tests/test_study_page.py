@@ -147,6 +147,16 @@ def test_the_figures_are_those_of_the_results_and_leave_out_no_size_and_no_level
         assert min(place for text, place in labels.items() if text.startswith("N = ")) > labels[title] > labels["490"]
 
 
+def test_the_predictions_in_the_figures_are_the_registered_ones() -> None:
+    drawn = {(p.kind, p.group): p for p in study_figures.result().predictions}
+    registered = load_predictions(study_page.RESULTS / "reference" / "prediction.json")
+    assert len(drawn) == len(registered)
+    for record in registered:
+        found = drawn[record["kind"], record["group"]]
+        assert (found.params, found.tokens) == (record["params"], record["tokens"])
+        assert found.prediction_interval == pytest.approx(record["prediction_interval"])
+
+
 def test_a_prediction_does_not_hide_the_point_of_the_model_that_was_trained_after_it() -> None:
     drawings = [drawing for drawing in law_figures(study_figures.result()) if "series prediction" in drawing.svg]
     assert len(drawings) == 3

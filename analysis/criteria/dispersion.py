@@ -24,6 +24,7 @@ import numpy as np
 from scipy.special import digamma, polygamma
 
 from megatron_kis.analysis.criteria.counts import draw, pooled_rates
+from megatron_kis.analysis.criteria.remembered import remembered
 from megatron_kis.analysis.criteria.unimodal import log_likelihood, unimodal_fit, unimodal_likelihood
 from megatron_kis.analysis.runs.curves import Array, Curve, Dispersion
 from megatron_kis.analysis.runs.groups import base_group
@@ -58,19 +59,9 @@ def dispersion_of(curve: Curve, settings: AnalysisConfig) -> Dispersion:
 def study_dispersion(curves: Sequence[Curve], settings: AnalysisConfig) -> Dispersion:
     """Returns the dispersion of curves of one group, which need not be of one size, budget or slice.
 
-    That of the last `_REMEMBERED` groups is remembered: points, laws and figures ask for the same.
+    That of the last groups is remembered: points, laws and figures ask for the same.
     """
-    curves = _independent(curves)
-    key = _key(curves, settings)
-    if key not in _FOUND:
-        if len(_FOUND) >= _REMEMBERED:
-            del _FOUND[next(iter(_FOUND))]
-        _FOUND[key] = _estimated(curves, settings)
-    return _FOUND[key]
-
-
-_REMEMBERED = 32
-_FOUND: dict[bytes, Dispersion] = {}
+    return _estimated(_independent(curves), settings)
 
 
 def _key(curves: Sequence[Curve], settings: AnalysisConfig) -> bytes:
@@ -83,6 +74,7 @@ def _key(curves: Sequence[Curve], settings: AnalysisConfig) -> bytes:
     return digest.digest()
 
 
+@remembered(32, _key)
 def _estimated(curves: Sequence[Curve], settings: AnalysisConfig) -> Dispersion:
     per_run = np.concatenate([facts for curve in curves for facts in curve.seed_facts])
     usual = float(np.median(per_run))

@@ -164,7 +164,7 @@ class LossTolerance:
         ]
         if not np.isfinite(y[0]).any() or not np.isfinite(y[1:]).any():
             named = _named(curve, seeds, np.argwhere(out)[0])
-            reason = f"{named} is far from the other runs: another run must tell which is right"
+            reason = f"{named} is far from the other runs: another run must show which is right"
             return self._unknown(curve, reason, peak=base, flags="; ".join(flags))
         if noise.paired:
             y = without_seeds(y)

@@ -32,7 +32,7 @@ from megatron_kis.analysis.runs.transitions import (
 )
 from megatron_kis.config.analysis import AnalysisConfig
 
-_FEWEST_INFUSED = 2  # levels above 0: one cannot tell where a rise is
+_FEWEST_INFUSED = 2  # levels above 0: one does not show where a rise is
 
 
 def onset_card(curve: Curve, settings: AnalysisConfig) -> Card:
@@ -67,7 +67,7 @@ class Onset:
             return self._not_learned(curve, seen, found, settings)
         if int(infused.sum()) < _FEWEST_INFUSED:
             largest = count(float(curve.dose[-1]))
-            reason = f"rate {found['peak']:.2f} at F = {largest}, the only F > 0: too few to tell where it is learned"
+            reason = f"rate {found['peak']:.2f} at F = {largest}, the only F > 0: too few to show where it is learned"
             return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
         return self._learned(curve, seen, found, settings)
 
@@ -78,7 +78,7 @@ class Onset:
         floor = chance if curve.dose[0] > 0 else max(chance, float(seen.rate[0][0]))
         known = floor + settings.reference_loss * (1 - floor)
         if _p_value(known, float(seen.weight[-1]), curve, seen) > settings.alpha / int((curve.dose > 0).sum()):
-            reason = f"too few facts to tell a rate of {known:.2f} from chance ({chance:.2f})"
+            reason = f"too few facts to distinguish a rate of {known:.2f} from chance ({chance:.2f})"
             return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
         reason = f"not reliably above chance ({chance:.2f}) up to the largest F, {count(largest)}"
         return make_transition(curve, self.kind, RIGHT_CENSORED, reason, **found | {"low": largest})
@@ -99,7 +99,7 @@ class Onset:
         if low == 0 and curve.dose[0] > 0:
             reason = "above chance at every F, and no run with F = 0 says what was known without infusion"
         elif low == 0 and high == math.inf:
-            reason = f"reliably above chance ({chance:.2f}), but the levels do not tell where {share} is reached"
+            reason = f"reliably above chance ({chance:.2f}), but the levels do not show where {share} is reached"
         elif low == 0:
             status, reason = LEFT_CENSORED, f"{share} is reached at the smallest F, {count(smallest)}, or before"
             found["high"] = high

@@ -13,10 +13,15 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
-def remembered(most: int) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
+def remembered(most: int, key: Callable[_P, Hashable] | None = None) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
     """Returns a decorator that keeps the last ``most`` results of a pure function.
 
-    Its arguments are arrays, dataclasses of such, and what can be hashed. Nobody may write into a result.
+    Nobody may write into a result.
+
+    Args:
+        most: results that are kept.
+        key: of the function's arguments, returns what its result depends on. Without it that is all of them: arrays,
+            dataclasses of such, and what can be hashed.
     """
 
     def decorator(function: Callable[_P, _T]) -> Callable[_P, _T]:
@@ -24,16 +29,20 @@ def remembered(most: int) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
 
         @wraps(function)
         def asked(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-            key = tuple(map(_key, args)), tuple((name, _key(value)) for name, value in kwargs.items())
-            if key not in kept:
+            asked_for = (key or _of_all)(*args, **kwargs)
+            if asked_for not in kept:
                 if len(kept) >= most:
                     del kept[next(iter(kept))]
-                kept[key] = function(*args, **kwargs)
-            return kept[key]
+                kept[asked_for] = function(*args, **kwargs)
+            return kept[asked_for]
 
         return asked
 
     return decorator
+
+
+def _of_all(*args: object, **kwargs: object) -> Hashable:
+    return tuple(map(_key, args)), tuple((name, _key(value)) for name, value in kwargs.items())
 
 
 def _key(value: object) -> Hashable:

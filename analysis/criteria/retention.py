@@ -183,7 +183,7 @@ class Retention:
         low, high = min(math.exp(place.low), last), max(math.exp(place.high), smallest)  # 0 and inf where open
         late = high == math.inf or place.value > math.log(last)
         if low == 0 and late:
-            reason = f"{down}, but the levels do not tell where {settings.r:.0%} of what was known is lost"
+            reason = f"{down}, but the levels do not show where {settings.r:.0%} of what was known is lost"
             return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
         if late:
             reason = f"{down}; {settings.r:.0%} of what was known may be lost beyond it"

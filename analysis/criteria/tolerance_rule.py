@@ -29,7 +29,7 @@ from megatron_kis.analysis.runs.transitions import (
 )
 from megatron_kis.config.analysis import AnalysisConfig
 
-_FEWEST_LEVELS = 3  # a rise and a fall cannot be told apart on two
+_FEWEST_LEVELS = 3  # two do not distinguish a rise from a fall
 
 
 @dataclass(frozen=True)

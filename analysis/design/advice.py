@@ -159,5 +159,5 @@ def _lost_at_once(say: _Say, points: Sequence[Transition], outline: Outline) -> 
 def _bracketed(say: _Say, points: Sequence[Transition]) -> list[Remark]:
     widths = [point.high / point.low for point in points if point.low and point.high]
     width = f" within a factor of {max(widths):.2g}" if widths else ""
-    problem = f"{say(points)}: known{width}, and levels between would be too close to tell more"
+    problem = f"{say(points)}: known{width}, and levels between would be too close to show more"
     return [Remark("ladder", problem, "more sizes, which narrow the law, or more seeds")]

@@ -256,9 +256,10 @@ def _bisect(
 
 
 def _again(cell: Cell, doses: Sequence[float]) -> tuple[float, float]:
-    """Returns the dose with the fewest runs, of several the nearest to F*, and by how much one more narrows the log F*.
+    """Returns the dose with the fewest runs, and by how much one more run there narrows the interval of log F*.
 
-    The width of an interval falls with the root of the number of runs.
+    Of several doses with equally few runs it is the nearest to F*. The width of an interval
+    falls with the root of the number of runs.
     """
     point = cell.point
     assert point.high

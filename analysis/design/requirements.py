@@ -138,7 +138,7 @@ def _budgets(models: Sequence[tuple[int, int]], settings: AnalysisConfig) -> lis
     own = [sum(pair[at] ** 2 for pair in pairs) for at in (0, 1)]
     together = sum(a * b for a, b in pairs)
     if settings.law == "auto" and abs(together) > COLLINEAR * math.sqrt(own[0] * own[1]):
-        problem = "N and D grow together in every model, so that their effects cannot be told apart"
+        problem = "N and D grow together in every model, so that their effects cannot be separated"
         return [Remark("token_budgets", problem, "give a size a second budget")]
     if settings.law == "auto" and len(models) <= SIZE_AND_BUDGET.size:
         problem = f"{len(models)} models for the {SIZE_AND_BUDGET.size} coefficients of a law of N and D"

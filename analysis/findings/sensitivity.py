@@ -32,7 +32,7 @@ _IN_WORDS = {
     "all_censored": "seen in no model",
     "one_size": "seen at one size only",
     "few_points": "seen in too few models",
-    "collinear": "N and D not told apart",
+    "collinear": "N and D not separable",
     "not_finite": "points that are no numbers",
 }
 _LARGEST_OF_REPORT = 24

@@ -174,7 +174,7 @@ def design(law: Candidate, centre: Array, log_n: Array, log_d: Array, log_h: Arr
 
 
 def fit_candidate(law: Candidate, cells: Cells, *, aicc: bool = True) -> Fitted | None:
-    """Fits a candidate; returns None if the cells cannot tell its coefficients apart or leave no error to estimate.
+    """Fits a candidate; returns None if the cells cannot separate its coefficients or leave no error to estimate.
 
     Without ``aicc`` the fit has none: it takes another fit.
     """

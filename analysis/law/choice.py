@@ -83,11 +83,11 @@ def words(law: Law, laws: Sequence[Law]) -> str:
         said.append(f"--axis {one.axis}")
     if len({other.held_by for other in alike if other.axis == one.axis}) > 1:
         said.append(f"--held-by {one.held_by or NOTHING}")
-    beside = [other for other in alike if (other.axis, other.held_by) == (one.axis, one.held_by)]
+    same_kind = [other for other in alike if (other.axis, other.held_by) == (one.axis, one.held_by)]
     if law.range_held is not None:
-        said += ["--together"] if len(beside) > 1 else []
+        said += ["--together"] if len(same_kind) > 1 else []
         said.append(f"--held {law.range_held[0]:.15g}")
-    elif one != USUAL and one.held is not None and len(beside) > 1:
+    elif one != USUAL and one.held is not None and len(same_kind) > 1:
         said.append(f"--held {one.held:.15g}")
     return " ".join(said)
 

@@ -55,7 +55,7 @@ SCHEMA = "kis.law/1"
 BEND: float = AnalysisConfig.model_fields["bend"].default
 FEWEST_SIZES = 3  # a line through two sizes cannot be wrong
 VALIDATED_CELLS = 5  # below it a law is a point estimate (labelled unvalidated)
-COLLINEAR = 0.999  # |correlation| of log N and log D beyond which b and c cannot be told apart
+COLLINEAR = 0.999  # |correlation| of log N and log D beyond which b and c cannot be separated
 
 
 class LawRefused(InputError):
@@ -254,7 +254,7 @@ def fit_law(
         raise LawRefused(
             "few_points",
             f"{int(cells.informative.sum())} bracketed points cannot carry the law " + CANDIDATES[name].written(along),
-            remedy=f"at least {CANDIDATES[name].size + 1} bracketed (N, D) that tell its terms apart",
+            remedy=f"at least {CANDIDATES[name].size + 1} bracketed (N, D) that separate its terms",
         )
     informative = [p for p in used if p.informative]
     excluded = [
@@ -410,7 +410,7 @@ def _refuse(chosen: Sequence[Transition], cells: Cells, *, explicit: bool, held_
         if not explicit and abs(float(np.corrcoef(cells.log_n, cells.log_d)[0, 1])) > COLLINEAR:
             raise LawRefused(
                 "collinear",
-                "N and D grow together in every point, so their effects cannot be told apart",
+                "N and D grow together in every point, so their effects cannot be separated",
                 remedy="add a size with a second token budget",
             )
         if not explicit and int(informative.sum()) <= SIZE_AND_BUDGET.size:
@@ -422,7 +422,7 @@ def _refuse(chosen: Sequence[Transition], cells: Cells, *, explicit: bool, held_
 
 
 def _refuse_held(cells: Cells, informative: npt.NDArray[np.bool_], *, explicit: bool) -> None:
-    """Refuses a law of several slices where what is held cannot be told apart from N."""
+    """Refuses a law of several slices where what is held cannot be separated from N."""
     assert cells.log_h is not None
     held = cells.log_h[informative]
     if len(np.unique(held)) == 1:
@@ -430,7 +430,7 @@ def _refuse_held(cells: Cells, informative: npt.NDArray[np.bool_], *, explicit: 
     if not explicit and abs(float(np.corrcoef(cells.log_n[informative], held)[0, 1])) > COLLINEAR:
         raise LawRefused(
             "collinear",
-            "N and what is held grow together in every point, so their effects cannot be told apart",
+            "N and what is held grow together in every point, so their effects cannot be separated",
             remedy="add a size with a second value of what is held",
         )
 

@@ -4,7 +4,7 @@ A study that is extended until its interval is narrow ends more often where the 
 The error that may be made, alpha = 1 - confidence, is therefore shared by the looks.
 
 - Where the number of looks was declared (`AnalysisConfig.looks`): each look has the level of a group-sequential design
-  with that many (Pocock, Biometrika 64, 1977). It is exact where each look adds as much as the first one told, and
+  with that many (Pocock, Biometrika 64, 1977). It is exact where each look adds as much as the first one, and
   cautious where it adds less.
 - Otherwise look j has the level 1 - alpha_j with alpha_j = alpha * 6 / (pi^2 j^2), j = 1, 2, 3, ... These sum to alpha,
   so that, by Bonferroni's inequality, all intervals of all looks hold together with probability 1 - alpha, whatever

@@ -38,7 +38,7 @@ _UNEQUAL = 0.4  # scale of the half-normal prior of omega
 _LEAST = -6.0  # of log sigma and log omega
 _MOST = 2.0
 OTHERS = 8
-"""Columns of `Draws` beside beta."""
+"""Columns of `Draws` after beta."""
 _WALKERS = 40
 _TRIED = 20  # places to start from, for each walker
 _DISCARD, _ROUNDS, _EVERY = 300, 720, 60

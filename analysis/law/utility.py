@@ -105,7 +105,7 @@ def best_dose(
         seed: of the draws.
 
     Raises:
-        InputError: a weight of something that the laws do not tell.
+        InputError: a weight of something that the laws do not say.
     """
     parts = _parts(models, weights, where, priced=curves is not None)
     generator = np.random.default_rng([seed, 17])
@@ -200,7 +200,7 @@ def _curves(model: NewModel | None, what: str, option: str, where: str) -> NewMo
         raise InputError(f"{where} has no law of {what}", where=option, remedy="fit one from runs that show it")
     if model.surface is None:
         raise InputError(
-            f"the law of {what} in {where} is from points alone, which tell no rates",
+            f"the law of {what} in {where} is from points alone, which contain no rates",
             where=option,
             remedy="fit it from runs or curves (kis law fit RUNS_DIR) in which three sizes show it on both sides, with "
             "criterion: retention; or leave it out",

@@ -206,7 +206,7 @@ def label_sizes(drawn: Panel, sizes: Sequence[float]) -> None:
 def label_log_axis(axis: Axis, text: Callable[[float], str]) -> None:
     """Labels a logarithmic axis, whose limits are known, at 1, 2 and 5 times the powers of ten.
 
-    Powers of ten alone are labelled where labels beside each other would overlap. ``text`` formats a value.
+    Powers of ten alone are labelled where adjacent labels would overlap. ``text`` formats a value.
     """
     subs = [1.0, 2.0, 5.0]
     if isinstance(axis, XAxis):

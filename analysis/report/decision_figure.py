@@ -69,7 +69,11 @@ def sentence(decision: Decision) -> str:
         f"{name} {value}" if name == "infusion ratio" else f"{value} {name}"
         for name, value in fmt.amounts(decision.amounts)
     )
-    said = f"show each fact at most {dose} times" if often else f"infuse at most {dose} facts"
+    said = (
+        f"show each fact at most {fmt.counted(dose, 'time')}"
+        if often
+        else f"infuse at most {fmt.counted(dose, 'fact')}"
+    )
     if any(model.prediction.recommended is None for model in decision.models):
         said = f"as a first estimate, {said}"
     text = f"{said[0].upper()}{said[1:]}{f' ({amounts})' if amounts else ''}. "

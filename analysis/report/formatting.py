@@ -276,7 +276,7 @@ def finding(point: Transition) -> str:
         return f"{not_seen(point)} up to {point.slice.symbol} = {frequency(point.low)}"
     if point.status == LEFT_CENSORED:
         return f"at or before {point.slice.symbol} = {frequency(point.high)}"
-    return "cannot tell"
+    return "not determined"
 
 
 def not_seen(point: Transition) -> str:
@@ -308,6 +308,11 @@ def span(low: str, high: str) -> str:
 def plural(count: int, noun: str) -> str:
     """Formats a count with its noun: ``1 run``, ``2 runs``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def counted(value: str, noun: str) -> str:
+    """Joins a formatted count and its noun: ``1 time``, ``1.2 million facts``."""
+    return f"{value} {noun}{'' if value == '1' else 's'}"
 
 
 def listed(items: list[str]) -> str:

@@ -56,12 +56,11 @@ def _decided(result: AnalysisResult, d: Decision) -> list[str]:
         sentences = [f"{head}, no dose is safe by these laws: not even at 1 is it {level} certain that {kept}."]
     else:
         times = fmt.frequency(d.dose) if d.slice.axis == FREQUENCY else fmt.facts(d.dose)
-        unit = "exposure" if times == "1" else "exposures"
         amounts = _amounts(d)
         often = d.slice.axis == FREQUENCY
-        dose = f"{times} {unit} of each fact" if often else f"{times} facts{held(d.slice)}"
+        dose = f"{fmt.counted(times, 'exposure')} of each fact" if often else fmt.counted(times, "fact") + held(d.slice)
         if firm:
-            advised = f"show each fact at most {times} times" if often else f"infuse at most {dose}"
+            advised = f"show each fact at most {fmt.counted(times, 'time')}" if often else f"infuse at most {dose}"
             sentences = [f"{head}, {advised}{amounts}.", f"With a probability of {level}, {kept}."]
         else:
             sentences = [f"{head}, a first estimate: with a probability of {level}, {kept} up to {dose}{amounts}."]

@@ -110,6 +110,10 @@ def test_the_target_has_one_dose_and_it_is_that_of_the_decision():
     assert said.startswith(f"For 1B parameters and 1M tokens, show each fact at most {decision.dose:,.0f} times. ")
     assert "With a probability of 95%, earlier knowledge is kept and the loss on general text stays within 5%." in said
     assert f"at most {decision.dose:,.0f} times" in sentence(decision)
+    once = replace(result)
+    vars(once)["decisions"] = [replace(decision, dose=1.0)]
+    assert re.search(r"show each fact at most 1 time\b", answer(once).target[0])
+    assert re.search(r"how each fact at most 1 time\b", sentence(once.decisions[0]))
     page = re.sub(r"<(style|script|svg)\b.*?</\1>", " ", render(result), flags=re.S)
     assert set(re.findall(r"at most ([\d,]+) times", page)) == {f"{d.dose:,.0f}" for d in result.decisions}
     assert "recommended" not in page.replace("kis law predict recommends", "").lower()

@@ -166,6 +166,18 @@ def test_results_are_not_remembered_for_ever():
     assert len(asked) == 6, "an array of other numbers, or of another shape, is another question"
 
 
+def test_results_are_remembered_by_what_they_depend_on():
+    asked = []
+
+    @remembered(2, lambda values, name: sum(values))
+    def total(values, name):
+        asked.append(name)
+        return sum(values)
+
+    assert [total([1, 2], "a"), total([2, 1], "b"), total([1, 3], "c")] == [3, 3, 4]
+    assert asked == ["a", "c"], "the same sum is not asked again"
+
+
 def test_what_a_card_leaves_out_is_nothing(monkeypatch):
     """Where the likelihood is far below its maximum the plateau need not be found."""
     rate, weight = rates(np.log(300.0)), np.full(len(X), 60.0)

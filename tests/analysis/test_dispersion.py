@@ -36,6 +36,14 @@ def study(generator, rates, *, facts: int, seeds: int, icc: float, sizes: int, s
     return found
 
 
+def test_a_group_is_estimated_once_whatever_its_losses_are():
+    one, other = (study(np.random.default_rng(0), [0.7] * 8, facts=f, seeds=2, icc=0, sizes=2) for f in (40, 60))
+    first = study_dispersion(one, QUICK)
+    assert study_dispersion([replace(curve, loss=curve.loss + 1) for curve in one], QUICK) is first
+    assert study_dispersion(other, QUICK) is not first
+    assert study_dispersion(one, QUICK.replace(seed=QUICK.seed + 1)) is not first
+
+
 @pytest.mark.parametrize(("icc", "facts"), [(0.0, 120), (0.03, 120)])
 def test_seeds_of_all_sizes_tell_the_scale(icc, facts):
     generator = np.random.default_rng(0)

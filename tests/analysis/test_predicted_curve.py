@@ -81,7 +81,7 @@ def test_points_tell_no_curve(tmp_path, capsys):
     write_json(path, law_record([law_of()], []))
     asked = ["law", "predict", str(path), "--params", str(NEW), "--output", str(output), "--curve", str(curve)]
     assert main(asked) == 2
-    assert "--curve: this law is from points alone, which tell no rates; fit one from" in capsys.readouterr().err
+    assert "--curve: this law is from points alone, which contain no rates; fit one from" in capsys.readouterr().err
     assert not output.exists() and not curve.exists()
 
 
@@ -89,4 +89,4 @@ def test_a_law_of_the_loss_has_no_rates(tmp_path, capsys):
     path = tmp_path / "law.json"
     write_json(path, law_record([law_of("tolerance", "general", scale=4.0)], []))
     assert main(["law", "predict", str(path), "--params", str(NEW), "--curve", str(tmp_path / "c.csv")]) == 2
-    assert "--curve: a law of the loss tells no rates of answers; name --kind collapse" in capsys.readouterr().err
+    assert "--curve: a law of the loss gives no rates of answers; name --kind collapse" in capsys.readouterr().err

@@ -103,11 +103,11 @@ def _write_curve(path: Path, law: Law, laws: list[Law], prediction: Prediction, 
     from megatron_kis.analysis.law.predicted_curve import predicted_curve, rises, write_predicted_curve
 
     if law.kind == "tolerance":
-        problem = "a law of the loss tells no rates of answers"
+        problem = "a law of the loss gives no rates of answers"
         raise InputError(problem, where="--curve", remedy="name --kind collapse or --kind onset; or leave it out")
     if law.surface is None:
         raise InputError(
-            "this law is from points alone, which tell no rates",
+            "this law is from points alone, which contain no rates",
             where="--curve",
             remedy="fit one from runs or curves (kis law fit RUNS_DIR), with criterion: retention; or leave it out",
         )
