@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
-from megatron_kis.common.errors import InputError, JobError, KisError, not_utf8
+from megatron_kis.common.errors import FIRST_BYTES, InputError, JobError, KisError, not_utf8, wider_encoding
 from megatron_kis.common.parsing import parse_json
 
 _BLOCK = 1 << 20
@@ -205,10 +205,14 @@ def read_text(path: Path) -> str:
         JobError: the disk or the file server fails.
     """
     try:
-        return steadily(lambda: path.read_text(encoding="utf-8"), path)
+        text = steadily(lambda: path.read_text(encoding="utf-8"), path)
     except UnicodeDecodeError as error:
         problem, remedy = not_utf8(error)
         raise InputError(problem, where=str(path), remedy=remedy) from None
+    if wide := wider_encoding(text[:FIRST_BYTES].encode()):  # its zero bytes are valid UTF-8
+        problem, remedy = wide
+        raise InputError(problem, where=str(path), remedy=remedy)
+    return text
 
 
 def read_json_lines(path: Path, *, tolerate_torn_tail: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
