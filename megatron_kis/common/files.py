@@ -56,6 +56,8 @@ def unreadable(error: OSError, path: Path, *, remedy: str | None = None) -> KisE
     """
     if error.errno == errno.EISDIR:
         remedy = remedy or "name a file in it"
+    if error.errno == errno.ENOENT:
+        return InputError("no such file", where=str(path), remedy=remedy)
     if error.errno is None or error.errno in _OURS:
         return InputError(f"cannot be read ({error.strerror or error})", where=str(path), remedy=remedy)
     return JobError(f"{path}: cannot be read ({error.strerror or error}); nothing was changed")
