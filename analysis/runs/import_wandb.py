@@ -20,6 +20,7 @@ from megatron_kis.common.units import parse_count
 
 _ANSWERS = ("n", "correct", "rate", "facts", "chance", *FINER_COLUMNS)
 _STATE, _FINISHED = "State", "finished"
+_SHARE = "a share from 0 to 1: divide percentages by 100"
 _OF_A_CHART = ("__MIN", "__MAX")
 
 
@@ -92,8 +93,12 @@ def _row(line: CsvLine, columns: Mapping[str, tuple[str, str | None]], group: As
     row = CsvLine(line.path, line.line, {**cells, "group": group.group, "split": group.split}, shown)
     if "rate" not in columns:
         return row
+    if (text := row.cells["rate"]).endswith("%"):
+        raise row.error("rate", f"{text} is a percentage", _SHARE)
     rate = row.number("rate", least=-float("inf"))
     n = int(row.number("n", least=1, whole=True))
+    if not 0 <= rate <= 1:
+        raise row.error("rate", not_whole(rate, n), _SHARE)
     count = whole_count(rate, n)
     if count is None:
         remedy = "n is the number of questions behind this rate; or log the number of right answers (correct=COLUMN)"

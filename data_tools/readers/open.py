@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from megatron_kis.common.errors import InputError, nearest
+from megatron_kis.common.errors import FIRST_BYTES, InputError, nearest, wider_encoding
 from megatron_kis.common.extras import import_extra
 from megatron_kis.common.files import unreadable
 from megatron_kis.data_tools.readers.json_depth import too_deep
@@ -41,13 +41,6 @@ _OTHERS = {
 }
 _TAR = b"ustar"
 _TAR_AT = 257
-_UTF = {  # the longer marks first
-    b"\xff\xfe\x00\x00": "UTF-32",
-    b"\x00\x00\xfe\xff": "UTF-32",
-    b"\xff\xfe": "UTF-16",
-    b"\xfe\xff": "UTF-16",
-}
-_LOOK = 4096  # bytes of a file that are checked before all work
 
 
 def kind_of(path: Path, text_format: str | None = None) -> str:
@@ -104,7 +97,7 @@ def open_text(path: Path, *, head: bool = False) -> Iterator[IO[bytes]]:
             remedy = "if it is unpacked already, name it so" if start else None
             raise InputError(problem, where=str(path), remedy=remedy)
         if found:
-            with unpacked(raw, found, path, buffer=_LOOK if head else BUFFER, head=head) as file:
+            with unpacked(raw, found, path, buffer=FIRST_BYTES if head else BUFFER, head=head) as file:
                 yield file
         else:
             yield raw
@@ -118,7 +111,7 @@ def check_head(path: Path, kind: str) -> None:
     """
     try:
         with open_text(path, head=True) as file:
-            start = file.peek(_LOOK)[:_LOOK]  # type: ignore[attr-defined]  # all of them are buffered
+            start = file.peek(FIRST_BYTES)[:FIRST_BYTES]  # type: ignore[attr-defined]  # all of them are buffered
             ends_with_returns = kind in (".txt", ".tsv") and b"\0" not in start and _only_returns(file)
     except OSError as error:
         raise unreadable(error, path) from None
@@ -130,14 +123,9 @@ def check_head(path: Path, kind: str) -> None:
         raise InputError(problem, where=str(path), remedy="unpack it once")
     if other:
         raise InputError(f"is {other}, not text", where=str(path), remedy=f"unpack or convert it to {kind} first")
-    encoding = next((name for mark, name in _UTF.items() if start.startswith(mark)), None)
-    if encoding is None and start.count(0) * 4 >= len(start) > 1:
-        name = "UTF-32" if start.count(0) * 8 > len(start) * 5 else "UTF-16"
-        order = "LE" if start[1::2].count(0) >= start[::2].count(0) else "BE"
-        encoding = f"{name}{order} or no text (it is full of zero bytes)"
-    if encoding:
-        remedy = f"convert it: iconv -f {encoding.partition(' ')[0]} -t UTF-8"
-        raise InputError(f"is {encoding}, not UTF-8", where=str(path), remedy=remedy)
+    if encoding := wider_encoding(start):
+        problem, remedy = encoding
+        raise InputError(problem, where=str(path), remedy=remedy)
     if ends_with_returns:
         problem = r"has no line ends but '\r', as of an old Mac"
         raise InputError(problem, where=str(path), remedy=r"convert them: tr '\r' '\n'")

@@ -79,7 +79,7 @@ class RenderSummary:
     relations: dict[str, TokenCounts] = field(default_factory=dict)
     """Lengths of each relation's exposures."""
     remarks: tuple[str, ...] = ()
-    """Templates that do not read well with some names, one line each."""
+    """Templates that do not read well with some names, and relations that are not asked about, one line each."""
 
 
 def outputs_of(prefix: Path) -> list[Path]:
@@ -161,7 +161,7 @@ def render(
         questions=count,
         left_out=draft.left_out,
         relations=dict(sorted(relations.items())),
-        remarks=tuple(template_remarks(facts, templates)),
+        remarks=tuple(question_remarks(facts, templates, paraphrases)),
     )
 
 
@@ -239,6 +239,19 @@ def unasked_remarks(templates: Templates) -> Iterator[str]:
         if lacking:
             of = " or ".join(lacking)
             yield f"{relation}: has no {of} sentences; its facts are in no result of split {of}"
+
+
+def question_remarks(facts: Sequence[Fact], templates: Templates, paraphrases: Paraphrases) -> Iterator[str]:
+    """Yields the lines of `unasked_remarks` and `template_remarks` for the relations of some facts.
+
+    A split in which a fact of the relation has a sentence of its own is asked about.
+    """
+    asked = {fact.relation: templates[fact.relation] for fact in sorted(facts, key=lambda one: one.relation)}
+    for fact in facts:
+        if fact.id in paraphrases:
+            asked[fact.relation] = with_paraphrases(asked[fact.relation], paraphrases[fact.id])
+    yield from unasked_remarks(asked)
+    yield from template_remarks(facts, templates)
 
 
 def template_lengths(facts: Sequence[Fact], templates: Templates, tokenizer: Tokenizer) -> dict[str, TokenCounts]:

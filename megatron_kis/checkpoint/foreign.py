@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.metadata import (
 from megatron_kis.checkpoint import shards
 from megatron_kis.checkpoint.pickles import Inert, read_pickle
 from megatron_kis.common.errors import InputError
-from megatron_kis.common.files import read_text
+from megatron_kis.common.files import read_text, unreadable
 
 METADATA = ".metadata"
 _TRACKER = "latest_checkpointed_iteration.txt"
@@ -88,7 +88,7 @@ class ForeignCheckpoint:
                     file.seek(place.offset)
                     data = file.read(place.length)
             except OSError as error:
-                raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from None
+                raise unreadable(error, path) from None
         else:
             return None
         content = read_pickle(data, where=str(path))

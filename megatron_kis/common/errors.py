@@ -6,6 +6,12 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 _LISTED = 30  # valid names that a message lists
+_UTF = {  # the longer marks first
+    b"\xff\xfe\x00\x00": "UTF-32",
+    b"\x00\x00\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
 
 
 class KisError(Exception):
@@ -59,6 +65,26 @@ def printable(text: str, *, keep: str = "") -> str:
     )
 
 
+FIRST_BYTES = 4096
+"""Bytes at the start of a file by which its encoding is recognised."""
+
+
+def wider_encoding(start: bytes) -> tuple[str, str] | None:
+    """Returns problem and remedy of a file that begins like UTF-16 or UTF-32, with a mark or without; None for others.
+
+    Args:
+        start: its first bytes, such as ``FIRST_BYTES``.
+    """
+    encoding = next((name for mark, name in _UTF.items() if start.startswith(mark)), None)
+    if encoding is None and start.count(0) * 4 >= len(start) > 1:
+        name = "UTF-32" if start.count(0) * 8 > len(start) * 5 else "UTF-16"
+        order = "LE" if start[1::2].count(0) >= start[::2].count(0) else "BE"
+        encoding = f"{name}{order} or no text (it is full of zero bytes)"
+    if encoding is None:
+        return None
+    return f"is {encoding}, not UTF-8", f"convert it: iconv -f {encoding.partition(' ')[0]} -t UTF-8"
+
+
 def not_utf8(error: UnicodeDecodeError, *, of: str = "") -> tuple[str, str]:
     """Returns problem and remedy of a text that is in another encoding.
 
@@ -66,9 +92,8 @@ def not_utf8(error: UnicodeDecodeError, *, of: str = "") -> tuple[str, str]:
         error: of decoding its bytes as UTF-8.
         of: what the bytes are counted in, such as `` of the line``.
     """
-    mark = bytes(error.object[:2])
-    if mark in (b"\xff\xfe", b"\xfe\xff"):
-        return "is UTF-16, not UTF-8", "convert it: iconv -f UTF-16 -t UTF-8"
+    if found := wider_encoding(error.object[:FIRST_BYTES]):
+        return found
     problem = f"not UTF-8 (byte {error.start}{of})"
     return problem, "save the file as UTF-8; if it is Latin-1: iconv -f LATIN1 -t UTF-8"
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
-from megatron_kis.common.errors import InputError, JobError, KisError, not_utf8
+from megatron_kis.common.errors import FIRST_BYTES, InputError, JobError, KisError, not_utf8, wider_encoding
 from megatron_kis.common.parsing import parse_json
 
 _BLOCK = 1 << 20
@@ -56,6 +56,8 @@ def unreadable(error: OSError, path: Path, *, remedy: str | None = None) -> KisE
     """
     if error.errno == errno.EISDIR:
         remedy = remedy or "name a file in it"
+    if error.errno == errno.ENOENT:
+        return InputError("no such file", where=str(path), remedy=remedy)
     if error.errno is None or error.errno in _OURS:
         return InputError(f"cannot be read ({error.strerror or error})", where=str(path), remedy=remedy)
     return JobError(f"{path}: cannot be read ({error.strerror or error}); nothing was changed")
@@ -205,10 +207,14 @@ def read_text(path: Path) -> str:
         JobError: the disk or the file server fails.
     """
     try:
-        return steadily(lambda: path.read_text(encoding="utf-8"), path)
+        text = steadily(lambda: path.read_text(encoding="utf-8"), path)
     except UnicodeDecodeError as error:
         problem, remedy = not_utf8(error)
         raise InputError(problem, where=str(path), remedy=remedy) from None
+    if wide := wider_encoding(text[:FIRST_BYTES].encode()):  # its zero bytes are valid UTF-8
+        problem, remedy = wide
+        raise InputError(problem, where=str(path), remedy=remedy)
+    return text
 
 
 def read_json_lines(path: Path, *, tolerate_torn_tail: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -102,8 +102,8 @@ class Stream:
             if len(missing):
                 fewest = int((lengths > 0).sum(axis=1).min())
                 raise InputError(
-                    f"{len(missing)} {group} facts have no template {policy}; the fewest train templates of a fact are "
-                    f"{fewest}",
+                    f"there is no template {policy} for {len(missing)} of {self.facts} {group} facts; the fewest train "
+                    f"templates of a fact are {fewest}",
                     where="infusion.templates",
                     remedy=f"use a number from 0 to {fewest - 1}, round_robin or random",
                 )

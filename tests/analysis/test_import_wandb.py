@@ -59,7 +59,12 @@ def test_finished_runs_become_rows_of_counts(
             [*RUN, *INFUSED],
             r"csv:3: column 'eval/infused_acc': 0.7317 of 600 is 439.02",
         ),
-        (("0.7316666841506958", "73.2"), [*RUN, *INFUSED], r"csv:3: .*acc': 73.2 is no rate between 0 and 1"),
+        (
+            ("0.7316666841506958", "73.2"),
+            [*RUN, *INFUSED],
+            r"csv:3: .*acc': 73.2 is no rate between 0 and 1; a share from 0 to 1: divide percentages by 100$",
+        ),
+        (("0.7316666841506958", "73.2%"), [*RUN, *INFUSED], r"csv:3: .*acc': 73.2% is a percentage; a share"),
         (
             ('"430"', '"0.7"'),
             [*RUN, *BACKGROUND],

@@ -134,7 +134,7 @@ def _closed_with_other_bytes(run: Path) -> None:
         (lambda run: (run / "probes.jsonl").write_bytes(b"\xff\xfe{}\n"), "malformed JSON line"),
         (lambda run: (run / "probes.jsonl").write_text(""), "holds no probe row"),
         (_closed_with_other_bytes, "changed after the run was closed"),
-        (lambda run: (run / "metrics.jsonl").unlink(), "cannot be read"),
+        (lambda run: (run / "metrics.jsonl").unlink(), "no such file"),
         (lambda run: (run / "run.json").write_text("{}"), "schema"),
     ],
 )
@@ -165,7 +165,7 @@ def test_what_is_no_run_is_listed_by_name(runs_dir):
     (runs_dir / "closed" / "DONE").write_text("")
     listed = load_runs(runs_dir).problems.set_index("run")["reason"].to_dict()
     assert listed["notes"] == "no run.json and no DONE: never started, or no run folder"
-    assert "run.json: cannot be read" in listed["closed"]
+    assert "run.json: no such file" in listed["closed"]
 
 
 def test_probe_rows_repeated_after_a_resume_count_once(runs_dir):

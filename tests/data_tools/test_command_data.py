@@ -73,7 +73,7 @@ def test_the_text_is_cleaned_of_single_sentences(tmp_path, capsys):
 
 
 def test_damage_is_an_input_error_that_exits_with_2(tmp_path):
-    with pytest.raises(InputError, match=r"absent\.idx: cannot be read") as error:
+    with pytest.raises(InputError, match=r"absent\.idx: no such file") as error:
         kis("data", "inspect", tmp_path / "absent")
     assert error.value.exit_status == 2
 

@@ -82,7 +82,7 @@ def test_an_old_index_never_stands_beside_new_tokens(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "replace", full_disk)
     with pytest.raises(OSError, match="disk full"):
         write(prefix, [[3, 4, 5, 1]] * len(DOCUMENTS))
-    with pytest.raises(InputError, match=r"corpus\.idx: cannot be read"):
+    with pytest.raises(InputError, match=r"corpus\.idx: no such file"):
         IndexedReader(prefix)
 
 
@@ -93,7 +93,7 @@ def test_missing_files_are_named(tmp_path):
         path = suffixed(prefix, suffix)
         content = path.read_bytes()
         path.unlink()
-        with pytest.raises(InputError, match=f"corpus.v1{suffix}: cannot be read"):
+        with pytest.raises(InputError, match=f"corpus.v1{suffix}: no such file"):
             IndexedReader(prefix)
         path.write_bytes(content)
 

@@ -10,7 +10,7 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.data_tools.facts.fact import Fact, write_facts
 from megatron_kis.data_tools.rendering.questions import expected_size
 from megatron_kis.data_tools.rendering.render import render, template_lengths
-from megatron_kis.data_tools.rendering.templates import fill
+from megatron_kis.data_tools.rendering.templates import RelationTemplates, fill
 from megatron_kis.data_tools.storage.exposures import read_exposure_index
 from megatron_kis.data_tools.storage.indexed import IndexedReader
 
@@ -101,6 +101,14 @@ def test_an_article_that_does_not_fit_is_remarked(tmp_path, facts, templates, to
     remarks = render(facts, other, tokenizer, tmp_path / "e").remarks
     assert any("peak_country.train[0]: the article does not fit" in remark for remark in remarks)
     assert render(facts, templates, tokenizer, tmp_path / "e").remarks == ()
+
+
+def test_a_relation_that_is_not_asked_about_is_remarked(tmp_path, facts, templates, tokenizer):
+    other = {"peak_country": replace(templates["peak_country"], held_out=())}
+    said = "peak_country: has no held_out sentences; its facts are in no result of split held_out"
+    assert render(facts, other, tokenizer, tmp_path / "e").remarks == (said,)
+    own = {facts[0].id: RelationTemplates((), (f"{facts[0].subject} is in [Y].",), ())}
+    assert render(facts, other, tokenizer, tmp_path / "e", paraphrases=own).remarks == ()
 
 
 @pytest.mark.parametrize("distractors", [3, None])

@@ -111,13 +111,13 @@ def test_damaged_sources_are_named_by_file_and_line(
 @pytest.mark.parametrize(
     ("name", "keep", "complaint"),
     [
-        ("corpus.idx", None, "cannot be read"),
+        ("corpus.idx", None, "no such file"),
         ("corpus.idx", 0.5, "truncated"),
         ("corpus.bin", 0.5, "truncated"),
         ("corpus.validation.idx", 0.5, "truncated"),
         ("exposures.idx", 20, "truncated"),
         ("tokenizer.model", 100, "not a SentencePiece model"),
-        ("tokenizer.model", None, "cannot be read"),
+        ("tokenizer.model", None, "no such file"),
         ("exposures.questions.jsonl", 0.5, "malformed JSON line"),
     ],
 )

@@ -212,11 +212,25 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str, problem
 
 
 def test_a_missing_or_undecodable_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"absent\.yaml: cannot be read"):
+    with pytest.raises(InputError, match=r"absent\.yaml: no such file$"):
         load_config(RunConfig, tmp_path / "absent.yaml")
     (tmp_path / "latin.yaml").write_bytes("name: caf\xe9".encode("latin-1"))
     with pytest.raises(InputError, match=r"latin\.yaml: not UTF-8 \(byte 9\)"):
         load_config(RunConfig, tmp_path / "latin.yaml")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "named"),
+    [("utf-16", "UTF-16"), ("utf-16-le", "UTF-16LE"), ("utf-32", "UTF-32"), ("utf-32-be", "UTF-32BE")],
+)
+def test_a_file_in_a_wider_encoding_is_refused_with_the_way_to_convert_it(
+    tmp_path: Path, encoding: str, named: str
+) -> None:
+    (tmp_path / "wide.yaml").write_bytes("name: cafe\n".encode(encoding))
+    with pytest.raises(
+        InputError, match=rf"wide\.yaml: is {named}\b.*, not UTF-8; convert it: iconv -f {named} -t UTF-8"
+    ):
+        load_config(RunConfig, tmp_path / "wide.yaml")
 
 
 def test_yaml_cannot_make_python_objects(tmp_path: Path) -> None:

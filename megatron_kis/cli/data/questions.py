@@ -28,7 +28,7 @@ def _questions(options: argparse.Namespace) -> int:
     from megatron_kis.data_tools.readers.files import refuse_own_outputs
     from megatron_kis.data_tools.rendering.paraphrases import load_paraphrases
     from megatron_kis.data_tools.rendering.question_file import QuestionDraft
-    from megatron_kis.data_tools.rendering.render import template_remarks
+    from megatron_kis.data_tools.rendering.render import question_remarks
     from megatron_kis.data_tools.rendering.templates import load_templates
     from megatron_kis.data_tools.tokenizers.first_tokens import first_of_model
     from megatron_kis.data_tools.tokenizers.registry import load_tokenizer, model_file
@@ -40,6 +40,7 @@ def _questions(options: argparse.Namespace) -> int:
     templates = load_templates(options.templates, relations=sorted({fact.relation for fact in facts}))
     tokenizer, progress = load_tokenizer(model), console_progress()
     first = first_of_model(tokenizer, model)
+    paraphrases = load_paraphrases(options.paraphrases, facts) if options.paraphrases else {}
     draft = QuestionDraft(
         facts,
         templates,
@@ -47,14 +48,14 @@ def _questions(options: argparse.Namespace) -> int:
         distractors=options.distractors,
         seed=options.seed,
         asked=options.asked,
-        paraphrases=load_paraphrases(options.paraphrases, facts) if options.paraphrases else None,
+        paraphrases=paraphrases,
         first=first,
         texts=True,
     )
     draft.check_size(options.largest_questions, where=str(options.output))
     draft.choose(progress)
     count = draft.write(options.output, progress)
-    for remark in template_remarks(facts, templates):
+    for remark in question_remarks(facts, templates, paraphrases):
         print(f"remark: {printable(remark)}")
     left_out = f", {draft.left_out} facts are not asked about" if draft.left_out else ""
     print(f"{options.output}: {count} questions{left_out}")

@@ -86,11 +86,11 @@ def test_a_background_that_cannot_fit_is_not_blamed_on_the_infusion(frequency: i
         ({"templates": -1}, "infusion.templates: is -1; must not be negative"),
         (
             {"templates": 1},
-            "infusion.templates: 1 infused facts have no template 1; the fewest train templates of a fact are 1",
+            "there is no template 1 for 1 of 6 infused facts; the fewest train templates of a fact are 1",
         ),
         (
             {"templates": 3},
-            "infusion.templates: 6 infused facts have no template 3; the fewest train templates of a fact are 1",
+            "there is no template 3 for 6 of 6 infused facts; the fewest train templates of a fact are 1",
         ),
         ({"exposure_lengths": [[5, 4], [0, 0]]}, "exposure_lengths: fact 1 has an exposure without tokens"),
         ({"exposure_lengths": [[5, 4], [5, -4]]}, "exposure_lengths: fact 1 has an exposure without tokens"),

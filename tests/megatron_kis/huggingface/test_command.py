@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from megatron_kis.analysis import load_curves_csv
 from megatron_kis.cli.main import main
@@ -355,6 +356,16 @@ def test_questions_need_facts_and_a_tokenizer_that_keeps_them(asked: Asked, tmp_
     taken = refused(capsys, *words[:-2], *output, "--facts", asked.facts, "--tokenizer", asked.tokenizer)
     assert "facts.jsonl" in taken
     assert not (tmp_path / "q.jsonl").exists()
+
+
+def test_relations_without_questions_of_a_split_are_remarked(asked: Asked, tmp_path: Path, capsys: Printed) -> None:
+    content = yaml.safe_load(Path(asked.templates).read_text())
+    relation, entry = next(iter(content.items()))
+    (tmp_path / "t.yaml").write_text(yaml.safe_dump({**content, relation: {**entry, "held_out": []}}))
+    words = ["--facts", asked.facts, "--templates", tmp_path / "t.yaml", "--tokenizer", asked.tokenizer]
+    assert main(["data", "questions", *map(str, words), "--output", str(tmp_path / "q.jsonl")]) == 0
+    said = f"remark: {relation}: has no held_out sentences; its facts are in no result of split held_out"
+    assert said in capsys.readouterr().out.splitlines()
 
 
 def test_tasks_are_written_without_a_run(asked: Asked, tmp_path: Path, capsys: Printed) -> None:

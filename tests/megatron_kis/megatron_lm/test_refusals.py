@@ -164,7 +164,7 @@ def test_without_a_run(tiny_data: Path, words: str, said: str) -> None:
     [
         ([], "--kis-exposures: is missing, and there is no plan without it; give it, or --kis-run RUN.yaml in place"),
         (["--kis-exposures", "x", "--kis-ratio", "0.1"], "--kis-output: is missing, and there is no plan without it"),
-        (["--kis-run", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
+        (["--kis-run", "nowhere.yaml"], "nowhere.yaml: no such file"),
     ],
 )
 def test_without_a_plan(words: list[str], said: str) -> None:

@@ -90,7 +90,10 @@ MISTAKES: list[tuple[Callable[[Path], None], list[str]]] = [
     (setting("ladder.0.heads", 3), ["study.yaml: ladder.0.heads: run 1x16_D5.12k_F0_s0: width 16 over 3 heads"]),
     (setting("frequencies", [0, 3, 900]), ["study.yaml: frequencies: run 1x16_D5.12k_F900_s0", "that fits is about"]),
     (setting("frequencies", [0, 3, 3]), ["study.yaml: frequencies: has an entry twice (3); keep one of them"]),
-    (setting("templates", 99), ["study.yaml: templates: run", "16 infused facts have no template 99", "from 0 to 2"]),
+    (
+        setting("templates", 99),
+        ["study.yaml: templates: run", "no template 99 for 16 of 16 infused facts", "from 0 to 2"],
+    ),
     (setting("seeds", [2**64]), ["study.yaml: seeds.0: is 18446744073709551616; must be below"]),
     (setting("output", ""), ["study.yaml: output: is empty; must be a path"]),
 ]
