@@ -3,6 +3,9 @@
 Files that were made from SentencePiece models cut no words before their model runs, and the library then searches each
 text as a whole. If no piece goes on after a word's end, what a text is cut into is what its words are cut into.
 Statements that fill the same templates have few words: they are encoded in a third of the time.
+
+A word of a unigram model can have two equally likely splits (``00 0`` and ``0 00``). Rounding then decides, and it
+depends on what comes before the word. Texts with such a word are encoded as a whole.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ _NORMALISER = (
 )
 _ACROSS = re.compile(f"[^{_MARK}]{_MARK}")
 _BEFORE = "a"  # a word that stands before each word when it is encoded
+_TIE = 1e-6
+"""Difference of two splits' log-likelihoods that rounding could change; the sums of long texts round to 1e-10."""
 
 Row = tuple[list[int], list[tuple[int, int]]]
 """Token ids, and the characters that each covers."""
@@ -32,9 +37,16 @@ Row = tuple[list[int], list[tuple[int, int]]]
 class Words:
     """The words that were encoded so far."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        """Begins without words; see ``words_of``."""
+    def __init__(self, tokenizer: Any, scores: dict[str, float] | None = None) -> None:
+        """Begins without words; see ``words_of``.
+
+        Args:
+            tokenizer: the library's object.
+            scores: log-likelihood of each piece of a unigram model; None for byte-pair encoding, which has no ties.
+        """
         self._tokenizer = tokenizer
+        self._scores = scores
+        self._tied: set[str] = set()
         added = [re.escape(token.content) for token in tokenizer.get_added_tokens_decoder().values()]
         self._others = re.compile("|".join([_MARK, "  ", "^ ", " $", "^$", *added]))
         self._numbers: dict[tuple[bool, str], int] = {}
@@ -44,12 +56,15 @@ class Words:
     def encode(self, texts: Sequence[str]) -> tuple[list[list[int]], NDArray[np.int64]] | None:
         """Returns the token ids of texts, and [tokens of all, 2] the characters that each covers.
 
-        None where a text is not made of words with single spaces between them, or has an added token in it.
+        None where a text is not made of words with single spaces between them, has an added token in it, or has a word
+        with two equally likely splits.
         """
         if any(map(self._others.search, texts)):
             return None
         rows = [text.split(" ") for text in texts]
         self._add({(at == 0, word) for row in rows for at, word in enumerate(row)} - self._numbers.keys())
+        if not self._tied.isdisjoint(word for row in rows for word in row):
+            return None
         numbers, sizes = self._numbers, [len(row) for row in rows]
         word = np.array([numbers[at == 0, name] for row in rows for at, name in enumerate(row)])
         # A word after the first one has its space, one character before it.
@@ -68,6 +83,10 @@ class Words:
     def _add(self, new: set[tuple[bool, str]]) -> None:
         """Encodes words: the first of a text by itself, others after another word."""
         words = sorted(new)
+        if self._scores is not None:
+            longest, unknown = max(map(len, self._scores)), min(self._scores.values()) - 10.0  # as in the library
+            names = {word for _, word in words}
+            self._tied.update(word for word in names if _is_tied(_MARK + word, self._scores, longest, unknown))
         texts = [name if first else f"{_BEFORE} {name}" for first, name in words]
         ahead = len(self._tokenizer.encode(_BEFORE, add_special_tokens=False).ids)
         for key, encoding in zip(words, self._tokenizer.encode_batch(texts, add_special_tokens=False), strict=True):
@@ -92,4 +111,25 @@ def words_of(content: dict[str, Any], tokenizer: Any) -> Words | None:
     vocabulary = tokenizer.get_vocab(with_added_tokens=False)
     if any(f"<0x{value:02X}>" not in vocabulary for value in range(256)) or any(map(_ACROSS.search, vocabulary)):
         return None
-    return Words(tokenizer)
+    return Words(tokenizer, dict(model["vocab"]) if model["type"] == "Unigram" else None)
+
+
+def _is_tied(text: str, scores: dict[str, float], longest: int, unknown: float) -> bool:
+    """Returns whether the two best splits of a text into pieces are equally likely, but for rounding.
+
+    Args:
+        text: the text.
+        scores: log-likelihood of each piece.
+        longest: letters of the longest piece.
+        unknown: log-likelihood of a letter that is no piece.
+    """
+    best, second = [0.0], [-np.inf]
+    for end in range(1, len(text) + 1):
+        top = (-np.inf, -np.inf)
+        for start in range(max(0, end - longest), end):
+            score = scores.get(text[start:end], unknown if end - start == 1 else -np.inf)
+            first, other = best[start] + score, second[start] + score
+            top = (first, max(top[0], other)) if first > top[0] else (top[0], max(top[1], first))
+        best.append(top[0])
+        second.append(top[1])
+    return best[-1] - second[-1] < _TIE
