@@ -135,7 +135,7 @@ def shape_of(arguments: Mapping[str, Any], where: str) -> ModelShape:
             qk_norm=bool(arguments.get("qk_layernorm", False)),
             rope_scaling=stretched if arguments.get("use_rope_scaling") else None,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         problem = f"its arguments do not say the model's shape ({type(error).__name__}: {error})"
         raise InputError(problem, where=where) from None
     except InputError as error:  # which names a key of ours
