@@ -68,8 +68,11 @@ class ForeignCheckpoint:
         Raises:
             InputError: a file that is missing or damaged.
         """
-        entries = (self.metadata.state_dict_metadata[name] for name in names)
-        wanted = sum(math.prod(entry.size) * entry.properties.dtype.itemsize for entry in entries)
+        wanted = 0
+        for name in names:
+            entry = self.metadata.state_dict_metadata.get(name)
+            if isinstance(entry, TensorStorageMetadata):
+                wanted += math.prod(entry.size) * entry.properties.dtype.itemsize
         there = sum(path.stat().st_size for path in self.folder.glob("*.distcp"))
         if wanted > there:
             problem = (
