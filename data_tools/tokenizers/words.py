@@ -4,6 +4,9 @@ Files that were made from SentencePiece models cut no words before their model r
 text as a whole. If no piece goes on after a word's end, what a text is cut into is what its words are cut into.
 Statements that fill the same templates have few words: they are encoded in a third of the time. A text that is not made
 of words with single spaces between them, or has an added token in it, is encoded as a whole.
+
+A word of a unigram model can have two equally likely splits (``00 0`` and ``0 00``). Rounding then decides, and it
+depends on what comes before the word. Texts with such a word are encoded as a whole, too.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ _NORMALISER = (
 _ACROSS = re.compile(f"[^{_MARK}]{_MARK}")
 _MOST_WORDS = 1_000_000  # words to remember, of some 500 bytes each
 _BEFORE = "a"  # a word that stands before each word when it is encoded
+_TIE = 1e-6
+"""Difference of two splits' log-likelihoods that rounding could change; the sums of long texts round to 1e-10."""
 
 Row = tuple[list[int], list[tuple[int, int]]]
 """Token ids, and the characters that each covers."""
@@ -34,9 +39,18 @@ Row = tuple[list[int], list[tuple[int, int]]]
 class Words:
     """The words that were encoded so far."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        """Begins without words; see ``words_of``."""
+    def __init__(self, tokenizer: Any, scores: dict[str, float] | None = None) -> None:
+        """Begins without words; see ``words_of``.
+
+        Args:
+            tokenizer: the library's object.
+            scores: log-likelihood of each piece of a unigram model; None for byte-pair encoding, which has no ties.
+        """
         self._tokenizer = tokenizer
+        self._scores = scores
+        self._longest = max(map(len, scores)) if scores else 0
+        self._unknown = min(scores.values()) - 10.0 if scores else 0.0  # as in the library
+        self._tied: dict[str, bool] = {}
         added = [re.escape(token.content) for token in tokenizer.get_added_tokens_decoder().values()]
         self._others = re.compile("|".join([_MARK, "  ", "^ ", " $", "^$", *added]))
         self._numbers: dict[tuple[bool, str], int] = {}
@@ -46,9 +60,9 @@ class Words:
     def encode(self, texts: Sequence[str]) -> tuple[list[list[int]], NDArray[np.int64]]:
         """Returns the token ids of texts, and [tokens of all, 2] the characters that each covers."""
         if len(self._numbers) > _MOST_WORDS:
-            self._numbers, self._tokens, self._spans = {}, [], []
+            self._numbers, self._tokens, self._spans, self._tied = {}, [], [], {}
         # The first word of a text is encoded by itself: so is a text that cannot be cut.
-        rows = [[text] if self._others.search(text) else text.split(" ") for text in texts]
+        rows = [self._cut(text) for text in texts]
         self._add({(at == 0, word) for row in rows for at, word in enumerate(row)} - self._numbers.keys())
         numbers, sizes = self._numbers, [len(row) for row in rows]
         named = np.array([numbers[at == 0, name] for row in rows for at, name in enumerate(row)], dtype=np.int64)
@@ -67,6 +81,19 @@ class Words:
         )
         bounds = starts_of(counts[word])[starts_of(sizes)].tolist()
         return [tokens[start:stop] for start, stop in pairwise(bounds)], spans
+
+    def _cut(self, text: str) -> list[str]:
+        """Returns the words of a text, or the text itself where its words may be encoded otherwise within it."""
+        if self._others.search(text):
+            return [text]
+        words = text.split(" ")
+        if self._scores is not None:
+            for word in words:
+                if word not in self._tied:
+                    self._tied[word] = _is_tied(_MARK + word, self._scores, self._longest, self._unknown)
+                if self._tied[word]:
+                    return [text]
+        return words
 
     def _add(self, new: set[tuple[bool, str]]) -> None:
         """Encodes words: the first of a text by itself, others after another word."""
@@ -95,4 +122,25 @@ def words_of(content: dict[str, Any], tokenizer: Any) -> Words | None:
     vocabulary = tokenizer.get_vocab(with_added_tokens=False)
     if any(f"<0x{value:02X}>" not in vocabulary for value in range(256)) or any(map(_ACROSS.search, vocabulary)):
         return None
-    return Words(tokenizer)
+    return Words(tokenizer, dict(model["vocab"]) if model["type"] == "Unigram" else None)
+
+
+def _is_tied(text: str, scores: dict[str, float], longest: int, unknown: float) -> bool:
+    """Returns whether the two best splits of a text into pieces are equally likely, but for rounding.
+
+    Args:
+        text: the text.
+        scores: log-likelihood of each piece.
+        longest: letters of the longest piece.
+        unknown: log-likelihood of a letter that is no piece.
+    """
+    best, second = [0.0], [-np.inf]
+    for end in range(1, len(text) + 1):
+        top = (-np.inf, -np.inf)
+        for start in range(max(0, end - longest), end):
+            score = scores.get(text[start:end], unknown if end - start == 1 else -np.inf)
+            first, other = best[start] + score, second[start] + score
+            top = (first, max(top[0], other)) if first > top[0] else (top[0], max(top[1], first))
+        best.append(top[0])
+        second.append(top[1])
+    return best[-1] - second[-1] < _TIE

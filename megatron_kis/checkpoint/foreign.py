@@ -7,6 +7,7 @@ nothing that they name; the parts themselves are read with ``weights_only=True``
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -52,7 +53,7 @@ class ForeignCheckpoint:
         content = read_pickle((self.folder / METADATA).read_bytes(), where=where)
         try:
             self.metadata, self._objects = _metadata(content)
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise InputError(f"not a list of parts ({type(error).__name__}: {error})", where=where) from None
 
     @cached_property
@@ -67,6 +68,17 @@ class ForeignCheckpoint:
         Raises:
             InputError: a file that is missing or damaged.
         """
+        wanted = 0
+        for name in names:
+            entry = self.metadata.state_dict_metadata.get(name)
+            if isinstance(entry, TensorStorageMetadata):
+                wanted += math.prod(entry.size) * entry.properties.dtype.itemsize
+        there = sum(path.stat().st_size for path in self.folder.glob("*.distcp"))
+        if wanted > there:
+            problem = (
+                f"its tensors cannot be read ({wanted:,} bytes, its files have {there:,}); a file is damaged or missing"
+            )
+            raise InputError(problem, where=str(self.folder))
         try:
             return shards.read_parts_of(self.folder, self.metadata, names)
         except CheckpointException as error:  # no Exception
@@ -153,6 +165,8 @@ def _metadata(content: Any) -> tuple[Metadata, dict[str, _StorageInfo]]:
         if place.fields.get("transform_descriptors"):
             raise ValueError(f"{file!r} is compressed")
         info = _StorageInfo(file, int(place.fields["offset"]), int(place.fields["length"]))
+        if min(info.offset, info.length) < 0:
+            raise ValueError(f"a part of {file!r} is at {info.offset}, of {info.length} bytes")
         name, offset = str(index.fields["fqn"]), index.fields.get("offset")
         if name in tensors:
             places[MetadataIndex(name, _size(offset))] = info

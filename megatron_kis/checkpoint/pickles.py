@@ -16,6 +16,9 @@ from typing import Any
 
 from megatron_kis.common.errors import InputError
 
+_BITS = 256
+"""Bits of the largest number that is read; states of random generators have 128."""
+
 
 @dataclass(eq=False)
 class Inert:
@@ -52,7 +55,9 @@ def read_pickle(data: bytes, *, where: str) -> Any:
     try:
         if zipfile.is_zipfile(io.BytesIO(data)):
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+                name = next((name for name in archive.namelist() if name.endswith("/data.pkl")), "data.pkl")
+                if archive.getinfo(name).file_size > len(data):
+                    raise ValueError(f"{name} is compressed")  # which torch.save never does
                 data = archive.read(name)
         return _Machine().run(data)
     except Exception as error:  # a damaged one fails in many ways
@@ -72,6 +77,8 @@ class _Machine:
             name = code.name
             if name == "STOP":
                 return self._stack.pop()
+            if name in ("PROTO", "FRAME"):  # of the file; a frame may begin within a list
+                continue
             if name in _STEPS:
                 _STEPS[name](self, argument)
             elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
@@ -79,8 +86,8 @@ class _Machine:
             elif name in ("GET", "BINGET", "LONG_BINGET"):
                 self._stack.append(self._memo[_number(argument)])
             elif argument is not None and not code.stack_before:  # a number or a text
-                self._stack.append(argument)
-            elif name not in ("PROTO", "FRAME"):
+                self._stack.append(_plain(argument))
+            else:
                 raise ValueError(f"the instruction {name}")
         raise ValueError("no end")
 
@@ -103,8 +110,9 @@ class _Machine:
         self._memo[len(self._memo)] = self._stack[-1]
 
     def call(self, function: Any, values: Any) -> None:
-        name = function.name if isinstance(function, Inert) else repr(function)
-        self.push(Inert(name, tuple(values)))
+        if not isinstance(function, Inert) or not isinstance(values, tuple):  # a copy of a list each time fills memory
+            raise TypeError(f"a call of {type(function).__name__} with {type(values).__name__}")
+        self.push(Inert(function.name, values))
 
     def build(self) -> None:
         state = self.pop()
@@ -116,11 +124,11 @@ class _Machine:
         whole = self._stack[-1]
         found = list(zip(items[::2], items[1::2], strict=True)) if pairs else items
         if isinstance(whole, dict):
-            whole.update(found)
+            whole.update(_dictionary(items))
         elif isinstance(whole, list):
             whole.extend(found)
         elif isinstance(whole, set):
-            whole.update(found)
+            whole.update(_keys(found))
         else:
             whole.items.extend(found)
 
@@ -139,7 +147,23 @@ def _number(argument: Any) -> int:
 
 
 def _dictionary(items: list[Any]) -> dict[Any, Any]:
-    return dict(zip(items[::2], items[1::2], strict=True))
+    return dict(zip(_keys(items[::2]), items[1::2], strict=True))
+
+
+def _keys(values: list[Any]) -> list[Any]:
+    """Returns values that are to be hashed; tuples within tuples take forever, or the stack, if there are enough."""
+    for value in values:
+        inner = value if isinstance(value, tuple) else ()
+        if any(isinstance(item, tuple) and any(isinstance(one, tuple) for one in item) for item in inner):
+            raise ValueError("a key of nested tuples")
+    return values
+
+
+def _plain(argument: Any) -> Any:
+    """Returns a number or a text; numbers that no setting has, and that cannot even be printed, are refused."""
+    if isinstance(argument, int) and argument.bit_length() > _BITS:
+        raise ValueError(f"a number of {argument.bit_length()} bits")
+    return argument
 
 
 def _named(machine: _Machine, name: str) -> None:
@@ -164,7 +188,7 @@ _STEPS: dict[str, Callable[[_Machine, Any], Any]] = {
     "EMPTY_SET": lambda machine, _: machine.push(set()),
     "LIST": lambda machine, _: machine.push(machine.since_mark()),
     "TUPLE": lambda machine, _: machine.push(tuple(machine.since_mark())),
-    "FROZENSET": lambda machine, _: machine.push(frozenset(machine.since_mark())),
+    "FROZENSET": lambda machine, _: machine.push(frozenset(_keys(machine.since_mark()))),
     "DICT": lambda machine, _: machine.push(_dictionary(machine.since_mark())),
     "TUPLE1": lambda machine, _: machine.push(tuple(machine.last(1))),
     "TUPLE2": lambda machine, _: machine.push(tuple(machine.last(2))),

@@ -9,6 +9,8 @@ from typing import Any
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import fingerprint, read_json
 from megatron_kis.config.ladder import ModelShape
+from megatron_kis.data_tools.tokenizers.base import Tokenizer, made_with
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 
 START_SCHEMA = "kis.start/1"
 START_NAME = "start.json"
@@ -84,6 +86,32 @@ def open_start(folder: Path, shape: ModelShape, *, vocabulary: int | None = None
             remedy=f"use {start.positions} or less",
         )
     return start
+
+
+def check_start_tokenizer(start: Start, tokenizer: Tokenizer, path: Path) -> None:
+    """Refuses another tokenizer than the start's, where the start has one.
+
+    A file of another library (``tokenizer.model`` and the ``tokenizer.json`` that was made from it) is the same
+    tokenizer if each id has the same piece.
+
+    Args:
+        start: the start.
+        tokenizer: the run's tokenizer.
+        path: its file, for the message.
+
+    Raises:
+        InputError: it is another tokenizer.
+    """
+    entry = start.content.get("tokenizer")
+    if entry is None or made_with(tokenizer, entry["fingerprint"], entry.get("eod_id")):
+        return
+    own = start.folder / entry["file"]
+    if own.is_file() and (theirs := load_tokenizer(own)).library != tokenizer.library:
+        size = theirs.vocab_size
+        if size == tokenizer.vocab_size and all(theirs.piece(at) == tokenizer.piece(at) for at in range(size)):
+            return
+    problem = f"is tokenizer {tokenizer.fingerprint[:12]}, that of the start {entry['fingerprint'][:12]}"
+    raise InputError(problem, where=str(path), remedy=f"make the data with {own}")
 
 
 def read_start(folder: Path) -> Start:

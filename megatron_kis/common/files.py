@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import json
 import os
+import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -97,6 +98,45 @@ def atomic_path(path: Path) -> Iterator[Path]:
             partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_empty(folder: Path) -> None:
+    """Refuses a folder that ``atomic_folder`` could not write, before any work.
+
+    Raises:
+        InputError: something is in it, it or a folder above it is a file, or it is the current folder.
+    """
+    there = next((place for place in (folder, *folder.parents) if place.exists()), None)
+    if there is not None and not there.is_dir():
+        raise InputError("is a file where a folder is wanted", where=str(there), remedy="choose another output")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError("the folder is not empty", where=str(folder), remedy="choose another output")
+    if folder.resolve() == Path.cwd():
+        raise InputError("is the current folder, which cannot be replaced", where=str(folder), remedy="name one in it")
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yields an empty sibling to write to; it is renamed to ``folder`` on success and removed on failure.
+
+    Args:
+        folder: a folder that does not exist, or is empty.
+
+    Raises:
+        InputError: as ``check_empty``.
+    """
+    check_empty(folder)
+    place = folder.resolve()  # the folder itself, where this is a link
+    partial = place.with_name(f".{place.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    make_folder(partial)
+    try:
+        yield partial
+        if place.exists():
+            place.rmdir()
+        partial.rename(place)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager

@@ -120,8 +120,9 @@ def read_shape(config: Any, path: Path) -> ModelShape:
         base = float(rope.get("rope_theta", full.get("rope_theta", 10_000)))
         scaling = _scaling(full, path)
         epsilon = float(full.get("rms_norm_eps", 1e-6))
+        int(base)  # no infinity
         head_width = None if head is None else int(head)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         problem = f"not the configuration of a Llama, Mistral or Qwen ({type(error).__name__}: {error})"
         raise InputError(problem, where=str(path)) from None
     for feature, there in _foreign(full, base):

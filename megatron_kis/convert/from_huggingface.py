@@ -12,12 +12,12 @@ import torch
 
 from megatron_kis.checkpoint.start import Start
 from megatron_kis.common.errors import InputError
-from megatron_kis.common.files import read_text, sha256_file
+from megatron_kis.common.files import check_empty, read_text, sha256_file
 from megatron_kis.common.parsing import parse_json
 from megatron_kis.config.ladder import ModelShape
 from megatron_kis.convert.architectures import read_positions, read_shape
 from megatron_kis.convert.llama import from_llama, llama_shapes
-from megatron_kis.convert.start_folder import check_output, write_start_folder
+from megatron_kis.convert.start_folder import write_start_folder
 from megatron_kis.huggingface.folder import weight_files
 
 
@@ -36,7 +36,7 @@ def import_huggingface(source: Path, output: Path, *, eod: str | None = None) ->
         InputError: no such model, another architecture than Llama, Mistral, Qwen2 or Qwen3, weights that do not fit its
             configuration, or the folder is taken.
     """
-    check_output(output)
+    check_empty(output)
     path = source / "config.json"
     config = parse_json(read_text(path), where=str(path))
     positions, shape = read_positions(config, path), read_shape(config, path)

@@ -19,12 +19,12 @@ from megatron_kis.checkpoint.foreign import METADATA, ForeignCheckpoint
 from megatron_kis.checkpoint.start import Start
 from megatron_kis.common.configuration import parse_config
 from megatron_kis.common.errors import InputError
-from megatron_kis.common.files import read_text, sha256_file
+from megatron_kis.common.files import check_empty, read_text, sha256_file
 from megatron_kis.common.parsing import parse_yaml
 from megatron_kis.config.ladder import ModelShape
 from megatron_kis.config.model import ModelConfig
 from megatron_kis.convert.llama import EMBEDDING, LAYERS, OUTPUT, stored_shapes
-from megatron_kis.convert.start_folder import check_output, write_start_folder
+from megatron_kis.convert.start_folder import write_start_folder
 
 _ALIKE: dict[str, tuple[Any, ...]] = {
     "swiglu": (True,),
@@ -83,7 +83,7 @@ def import_megatron(
     Raises:
         InputError: no such checkpoint, another format, a model that is no Llama, or weights of other sizes.
     """
-    check_output(output)
+    check_empty(output)
     checkpoint = ForeignCheckpoint(source)
     where = str(checkpoint.folder)
     given = None if model is None else _given_shape(model)
@@ -135,7 +135,7 @@ def shape_of(arguments: Mapping[str, Any], where: str) -> ModelShape:
             qk_norm=bool(arguments.get("qk_layernorm", False)),
             rope_scaling=stretched if arguments.get("use_rope_scaling") else None,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         problem = f"its arguments do not say the model's shape ({type(error).__name__}: {error})"
         raise InputError(problem, where=where) from None
     except InputError as error:  # which names a key of ours

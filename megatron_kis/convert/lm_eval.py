@@ -18,14 +18,12 @@ its ``model_args`` (``export.json`` says so).
 
 from __future__ import annotations
 
-import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_kis.common.errors import InputError
-from megatron_kis.common.files import sha256_content, write_json, write_json_lines
+from megatron_kis.common.files import atomic_folder, check_empty, sha256_content, write_json, write_json_lines
 from megatron_kis.common.terms import LM_EVAL_RULES, SPLITS
 from megatron_kis.data_tools.tokenizers.base import Tokenizer
 from megatron_kis.huggingface.tokens import tokenizer_of
@@ -53,7 +51,7 @@ def export_lm_eval(
     Raises:
         InputError: no such run or questions, questions of another tokenizer, or the folder is taken.
     """
-    _refuse_taken(output)
+    check_empty(output)
     past = open_run(run)
     config, tokenizer = past.config, past.tokenizer
     templates = dict.fromkeys(SPLITS) if all_templates else config.probes.templates
@@ -76,25 +74,17 @@ def export_questions(path: Path, tokenizer: Path, output: Path) -> dict[str, dic
     Raises:
         InputError: no such questions or tokenizer, or the folder is taken.
     """
-    _refuse_taken(output)
+    check_empty(output)
     own, first = tokenizer_of(tokenizer)
     questions = questions_for(path, own, first)
     return _write_tasks(questions, own, output, {"questions": str(path), "questions_sha256": sha256_content(path)})
-
-
-def _refuse_taken(output: Path) -> None:
-    if output.exists() and any(output.iterdir()):
-        raise InputError("the folder is not empty", where=str(output), remedy="choose another output")
 
 
 def _write_tasks(
     questions: QuestionSet, tokenizer: Tokenizer, output: Path, source: dict[str, str]
 ) -> dict[str, dict[str, int]]:
     """Writes the tasks, and a record that begins with their ``source``."""
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with atomic_folder(output) as partial:
         counts = {}
         for task, (rows, left_out) in _documents(questions, tokenizer).items():
             counts[task] = {"questions": len(rows), "left_out": left_out}
@@ -111,11 +101,6 @@ def _write_tasks(
             "tasks": counts,
         }
         write_json(partial / "export.json", record)
-        if output.exists():
-            output.rmdir()
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return counts
 
 

@@ -11,18 +11,12 @@ import torch
 from megatron_kis.checkpoint.initial_weights import write_start
 from megatron_kis.checkpoint.start import Start, open_start
 from megatron_kis.common.errors import InputError
-from megatron_kis.common.files import write_json
+from megatron_kis.common.files import atomic_folder, write_json
 from megatron_kis.config.ladder import ModelShape
 from megatron_kis.config.vocabulary import padded_vocabulary
 from megatron_kis.convert.llama import EMBEDDING, OUTPUT
 from megatron_kis.data_tools.tokenizers.base import META_SCHEMA, Tokenizer
 from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
-
-
-def check_output(output: Path) -> None:
-    """Refuses a folder that something is in, before any work."""
-    if output.exists() and any(output.iterdir()):
-        raise InputError("the folder is not empty", where=str(output), remedy="choose another output")
 
 
 def write_start_folder(
@@ -51,10 +45,7 @@ def write_start_folder(
         InputError: a tokenizer that cannot be read, or has more pieces than the embedding rows; or ``eod`` is none of
             its tokens.
     """
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with atomic_folder(output) as partial:
         given = stored[EMBEDDING].shape[0]
         rows, entry = padded_vocabulary(given), None
         if tokenizer is not None:
@@ -69,11 +60,6 @@ def write_start_folder(
                 stored[table] = _resized(stored[table], rows)
         counts = {"rows_added": max(0, rows - given), "rows_dropped": max(0, given - rows)}
         write_start(partial, stored, shape, vocabulary=rows, record={**record, **counts, "tokenizer": entry})
-        if output.exists():
-            output.rmdir()
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return open_start(output, shape, vocabulary=rows)
 
 

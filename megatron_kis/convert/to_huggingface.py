@@ -6,7 +6,6 @@ and ``export.json`` (``kis.export/1``): run, step and fingerprint of the checkpo
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,9 @@ import torch
 from megatron_kis.checkpoint import shards
 from megatron_kis.checkpoint.start import START_NAME, WEIGHTS, read_start
 from megatron_kis.common.errors import InputError
-from megatron_kis.common.files import fingerprint, sha256_file, write_json
+from megatron_kis.common.files import atomic_folder, check_empty, fingerprint, sha256_file, write_json
 from megatron_kis.config.ladder import ModelShape
 from megatron_kis.convert.llama import EMBEDDING, llama_config, stored_names, to_llama
-from megatron_kis.convert.start_folder import check_output
 from megatron_kis.convert.tokenizer_json import write_tokenizer
 from megatron_kis.data_tools.tokenizers.base import Tokenizer
 from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
@@ -86,15 +84,12 @@ def export_huggingface(source: Path, output: Path, *, step: int | None = None, t
     except ImportError:
         remedy = "pip install 'megatron-kis[export]'"
         raise InputError("safetensors is needed to export", remedy=remedy) from None
-    check_output(output)
+    check_empty(output)
     found = _start(source, step) if (source / START_NAME).is_file() else _run(source, step)
     stored = shards.read_tensors(found.folder, stored_names(found.shape))
     embedding = stored[EMBEDDING]
     eod_id, bos_id = found.tokenizer.eod_id, found.first
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with atomic_folder(output) as partial:
         if tokenizer:
             write_tokenizer(found.tokenizer_path, partial, longest=found.length, samples=found.samples)
         write_json(
@@ -120,11 +115,6 @@ def export_huggingface(source: Path, output: Path, *, step: int | None = None, t
         )
         written = {path.name: sha256_file(path) for path in sorted(partial.iterdir())}
         write_json(partial / "export.json", {"schema": EXPORT_SCHEMA, **found.record, "files": written})
-        if output.exists():
-            output.rmdir()
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return output
 
 

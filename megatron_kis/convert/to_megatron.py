@@ -7,15 +7,14 @@ folders, and its arguments: a ``release`` checkpoint, from which training starts
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 from typing import Any
 
 from megatron_kis.checkpoint import shards
 from megatron_kis.checkpoint.initial_weights import write_whole
+from megatron_kis.common.files import atomic_folder, check_empty
 from megatron_kis.config.ladder import ModelShape
 from megatron_kis.convert.llama import EMBEDDING, stored_names
-from megatron_kis.convert.start_folder import check_output
 from megatron_kis.evaluate.restore import open_checkpoint
 from megatron_kis.training.artifacts import open_run
 
@@ -36,7 +35,7 @@ def export_megatron(run: Path, output: Path, *, step: int | None = None) -> Path
     Raises:
         InputError: no such run or checkpoint, or the folder is taken.
     """
-    check_output(output)
+    check_empty(output)
     past = open_run(run)
     shape, length = past.config.model.shape(), past.config.training.sequence_length
     checkpoint = open_checkpoint(run, step)
@@ -44,18 +43,11 @@ def export_megatron(run: Path, output: Path, *, step: int | None = None) -> Path
     stored = shards.read_tensors(checkpoint.folder, stored_names(shape))
     positions = max(length, past.record.get("max_position_embeddings") or 0)
     arguments = arguments_of(shape, rows=stored[EMBEDDING].shape[0], positions=positions, length=length)
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / _RELEASE).mkdir(parents=True)
-    try:
+    with atomic_folder(output) as partial:
+        (partial / _RELEASE).mkdir()
         common = {"args": argparse.Namespace(**arguments), "checkpoint_version": 3.0, "iteration": 0}
         write_whole(partial / _RELEASE, stored, common)
         (partial / "latest_checkpointed_iteration.txt").write_text(_RELEASE, encoding="utf-8")
-        if output.exists():
-            output.rmdir()
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return output
 
 

@@ -11,13 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from megatron_kis.checkpoint.start import open_start
+from megatron_kis.checkpoint.start import check_start_tokenizer, open_start
 from megatron_kis.common.errors import InputError, first_of
 from megatron_kis.common.extras import require_package
 from megatron_kis.common.terms import BACKGROUND, CONTROL, INFUSED, TRAIN
 from megatron_kis.config.study import StudyConfig
 from megatron_kis.data_tools.facts.fact import load_facts
 from megatron_kis.data_tools.rendering.templates import Templates, load_templates
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 from megatron_kis.study.specs import RunSpec, expand_grid
 from megatron_kis.study.written import naming_keys
 
@@ -67,7 +68,9 @@ def _check_starts(study: StudyConfig) -> None:
             continue
         checked.add(model.label)
         with naming_keys(study, spec):
-            open_start(model.init_from, model.shape(), longest=study.training.sequence_length)
+            start = open_start(model.init_from, model.shape(), longest=study.training.sequence_length)
+            if (path := study.data.tokenizer) is not None:
+                check_start_tokenizer(start, load_tokenizer(path), path)
 
 
 def check_study(study: StudyConfig, relations: Relations | None = None) -> list[Remark]:

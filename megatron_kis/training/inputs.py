@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_kis.checkpoint.start import open_start
+from megatron_kis.checkpoint.start import check_start_tokenizer, open_start
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import fingerprint, sha256_content
 from megatron_kis.common.identity import ORDER
@@ -200,6 +200,7 @@ class InputsOfMany:
         if config.model.init_from is not None:
             rows = padded_vocabulary(tokenizer.vocab_size)
             start = open_start(config.model.init_from, config.model.shape(), vocabulary=rows, longest=length)
+            check_start_tokenizer(start, tokenizer, data.tokenizer)
         ordering = asked
         if not asks_about_every_fact(config):
             first = order_file(path)

@@ -91,3 +91,21 @@ def test_other_tokenizers_encode_whole_texts(how: str, model: Path, tmp_path: Pa
     assert tokenizer.words is None
     text = "the tall tower of the town"
     assert tokenizer.encode_batch_with_spans([text])[0] == [tokenizer.encode(text)]
+
+
+def test_a_word_with_two_equally_likely_splits_is_encoded_within_its_text(model: Path, tmp_path: Path) -> None:
+    content = json.loads(model.read_text(encoding="utf-8"))
+    rng = random.Random(0)
+    pieces = {*"0123456789,", "00", "000", "▁1", "an", "ana", "nan"}
+    others = [(piece, score) for piece, score in content["model"]["vocab"] if piece not in pieces]
+    content["model"]["vocab"] = others + [(piece, -rng.uniform(3, 9)) for piece in sorted(pieces)]
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    tokenizer = load_tokenizer(path)
+    assert tokenizer.words is not None
+    words = ["the", "town", "of", "1,000,000", "0000000", "banananana"]
+    texts = [" ".join(rng.choices(words, k=rng.randint(1, 12))) for _ in range(300)]
+    for text in texts:
+        assert tokenizer.encode_batch_with_spans([text])[0] == [tokenizer.encode(text)], text
+    assert tokenizer.words._cut("the town of 17") == ["the", "town", "of", "17"]
+    assert tokenizer.words._cut("the town of 0000000") == ["the town of 0000000"]

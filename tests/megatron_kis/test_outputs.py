@@ -13,6 +13,7 @@ import pytest
 from megatron_kis.cli.main import main
 from megatron_kis.cli.outputs import check_written, new_file, new_folder, new_prefix, spare_inputs
 from megatron_kis.common.errors import InputError
+from megatron_kis.common.files import atomic_folder, check_empty
 from megatron_kis.common.paths import unwritable
 from tests.sources import Sources
 from tests.studies import write_study
@@ -37,7 +38,9 @@ FOLDERS = [
     "law report RUNS --output report.html --export",
     "export hf RUNS --output",
     "export lm-eval RUNS --output",
+    "export megatron RUNS --output",
     "import hf MODEL --output",
+    "import megatron MODEL --output",
     "data demo --output",
     "data export --facts facts.jsonl --templates t.yaml --output",
 ]
@@ -210,3 +213,26 @@ def test_proposals_are_not_made_for_a_study_that_cannot_be_written(
     _forbid(tmp_path, monkeypatch)
     line = refused("study next --params 7b --write", study, capsys)
     assert f"{study}: the folder '{tmp_path}' cannot be written" in line
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "new" / "out"
+    with pytest.raises(RuntimeError), atomic_folder(place) as partial:
+        (partial / "half").touch()
+        raise RuntimeError
+    assert not list(place.parent.iterdir())
+    place.mkdir()
+    (tmp_path / "link").symlink_to(place)
+    with atomic_folder(tmp_path / "link") as partial:
+        (partial / "file").touch()
+        assert not list(place.iterdir())
+    assert [path.name for path in place.parent.iterdir()] == ["out"]
+    assert (tmp_path / "link" / "file").is_file()
+    monkeypatch.chdir(tmp_path / "new")
+    (tmp_path / "empty").mkdir()
+    for taken, problem in (("out", "is not empty"), ("out/file", "is a file"), ("out/file/deeper", "is a file")):
+        with pytest.raises(InputError, match=f"{problem}.*; choose another output"):
+            check_empty(Path(taken))
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(InputError, match="is the current folder"), atomic_folder(Path()):
+        pass

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_kis.checkpoint.start import Start, check_start_tokenizer
 from megatron_kis.cli.main import main
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.ladder import ModelShape
@@ -19,6 +20,7 @@ from megatron_kis.config.run import RunConfig
 from megatron_kis.convert.from_huggingface import import_huggingface
 from megatron_kis.convert.llama import join_qkv, split_qkv
 from megatron_kis.convert.to_huggingface import export_huggingface
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 from megatron_kis.training.inputs import open_inputs
 from megatron_kis.training.trainer import train
 from tests.conftest import TINY_VOCABULARY
@@ -300,3 +302,25 @@ def test_a_key_twice_in_the_configuration_of_a_model_is_refused(tiny_data: Path,
     (folder / "config.json").write_text(text.replace("{", '{"rms_norm_eps": 0.5,', 1))
     with pytest.raises(InputError, match=r"config\.json:\d+: the key 'rms_norm_eps' is given twice"):
         import_huggingface(folder, tmp_path / "start")
+
+
+def test_data_of_another_tokenizer_than_the_starts_are_refused(
+    tiny_run: MakeRun, tiny_data: Path, tmp_path: Path
+) -> None:
+    start = import_huggingface(make_model(tmp_path / "hf", tiny_data, **TIED), tmp_path / "start")
+    config = run_from(start.folder, tiny_run)
+    open_inputs(config)  # of another library, with the same pieces
+    path = start.folder / "tokenizer.json"
+    tokenizer = load_tokenizer(path)
+    check_start_tokenizer(start, tokenizer, path)
+    content = json.loads(path.read_text())
+    pieces = content["model"]["vocab"]
+    pieces[300], pieces[301] = pieces[301], pieces[300]
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"tokenizer\.model: is tokenizer \w{12}, that of the start \w{12}; make the"):
+        open_inputs(config)
+    with pytest.raises(InputError, match=r"other\.json: is tokenizer"):
+        check_start_tokenizer(start, load_tokenizer(path), Path("other.json"))
+    check_start_tokenizer(start, tokenizer, path)  # known by its fingerprint alone
+    without = Start(start.folder, {**start.content, "tokenizer": None})
+    check_start_tokenizer(without, load_tokenizer(path), path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pickle
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from megatron_kis.cli.main import main
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.ladder import ModelShape
 from megatron_kis.config.run import RunConfig
+from megatron_kis.convert.architectures import read_shape
 from megatron_kis.convert.from_megatron import import_megatron, shape_of
 from megatron_kis.convert.llama import stored_names
 from megatron_kis.convert.to_huggingface import export_huggingface
@@ -273,3 +275,48 @@ def test_a_checkpoint_of_two_tensor_ranks_is_read_whole(tiny_run: MakeRun, tmp_p
     names = stored_names(config.model.shape())
     ours, theirs = read_tensors(folder, names), read_tensors(start.folder / "weights", names)
     assert all(torch.equal(ours[name], theirs[name]) for name in names)
+
+
+HOSTILE = {
+    "a key of a million tuples": b"\x80\x04}(K\x01" + b"\x85" * 1_000_000 + b"K\x01u.",
+    "a key of a shared tuple": b"\x80\x04}(K\x01" + b"2\x86" * 60 + b"K\x01u.",
+    "a set of a shared tuple": b"\x80\x04(K\x01" + b"2\x86" * 60 + b"\x91.",
+    "a call of a list": b"\x80\x04]" + b"2\x862\x86" * 40 + b")R.",
+    "a call with a list": b"\x80\x04cos\nmkdir\n](K\x01eR.",
+    "a number of 8,000 bits": b"\x80\x04\x8a\xff" + b"\x7f" * 255 + b".",
+    "a file of 2^60 bytes": b"\x80\x04\x8e" + (2**60).to_bytes(8, "little") + b"x.",
+    "no end": b"\x80\x04]",
+    "nothing": b"",
+    "another end": b"\x80\x04.",
+}
+
+
+@pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE)
+def test_a_pickle_that_is_made_to_harm_is_refused_in_one_line(data: bytes) -> None:
+    with pytest.raises(InputError, match=r"^common\.pt: cannot be read \(") as caught:
+        read_pickle(data, where="common.pt")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_compressed_pickle_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "common.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x04" + b"N0" * 1_000_000 + b"N.")
+    with pytest.raises(InputError, match=r"data\.pkl is compressed"):
+        read_pickle(path.read_bytes(), where=str(path))
+
+
+@pytest.mark.parametrize("base", [float("inf"), float("nan")])
+def test_wavelengths_without_end_are_refused(base: float) -> None:
+    with pytest.raises(InputError, match=r"^here: its arguments do not say the model's shape"):
+        shape_of({**ARGUMENTS, "rotary_base": base}, "here")
+    llama = {"model_type": "llama", "vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    with pytest.raises(InputError, match=r"config\.json: not the configuration of a Llama"):
+        read_shape({**llama, "num_attention_heads": 2, "rope_theta": base}, Path("config.json"))
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_of_many_frames_is_read_as_it_was_written(protocol: int) -> None:
+    content = {f"layer {number}": [number, (number, -1.5, None, True)] for number in range(20_000)}
+    assert read_pickle(pickle.dumps(content, protocol), where="common.pt") == content

@@ -182,7 +182,7 @@ def test_the_design_is_in_the_plan_for_machines(study: Path, capsys: pytest.Capt
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_size_that_is_not_its_starts_is_refused_before_the_data_are_made(
-    study: Path, command: str, capsys: pytest.CaptureFixture[str]
+    study: Path, command: str, tiny_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.rmtree(study.parent / "out")
     start = study.parent / "start"
@@ -196,6 +196,10 @@ def test_a_size_that_is_not_its_starts_is_refused_before_the_data_are_made(
         (start / "start.json").write_text(json.dumps({**content, "max_position_embeddings": positions}))
         entry = {"layers": 1, "width": width, "heads": 2, "init_from": str(start)}
         assert re.search(complaint, refused(study, command, capsys, f"ladder={json.dumps([entry])}"))
-    shutil.rmtree(start)
     entry["width"] = 16
+    own = {"file": "tokenizer.json", "fingerprint": "another", "eod_id": 1}
+    (start / "start.json").write_text(json.dumps({**content, "tokenizer": own}))
+    given = [f"ladder={json.dumps([entry])}", f"data.tokenizer={tiny_data / 'tokenizer.model'}"]
+    assert "that of the start another; make the data with" in refused(study, command, capsys, *given)
+    shutil.rmtree(start)
     assert "start.json" in refused(study, command, capsys, f"ladder={json.dumps([entry])}")
