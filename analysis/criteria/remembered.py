@@ -13,7 +13,7 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
-def remembered(most: int, key: Callable[_P, Hashable] | None = None) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
+def remembered(most: int, key: Callable[..., Hashable] | None = None) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
     """Returns a decorator that keeps the last ``most`` results of a pure function.
 
     Nobody may write into a result.
