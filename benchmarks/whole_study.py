@@ -7,7 +7,7 @@ the likelihood of all curves, if the law is straight, and if it may bend. The me
 one's own definition. The whole curve of the new model is predicted as well, by the law that may bend; it is compared
 with the true one at doses from just before the fall on, and the share of them that is in the band is a mean over
 studies. Truths are drawn by hand here, not by the forms that are fitted: a fall in the logit from a corner, a rounded
-fall, a fall to a level above chance, with a rise before it.
+fall, a fall to a level above chance, a fall as a power of the dose, with a rise before it, or with a hump and a dip.
 """
 
 from __future__ import annotations
@@ -60,6 +60,22 @@ def to_a_level(level: float) -> Shape:
     return lambda x, at: 0.75 * (level + (1 - level) / (1 + np.exp(4 * (x - at - 0.6))))
 
 
+def power(steepness: float, plateau: float) -> Shape:
+    """A fall as a power of the dose, from a corner, as a limit of capacity gives it."""
+    top = (plateau - CHANCE) / (1 - CHANCE)
+    return lambda x, at: top * np.exp(-steepness * np.maximum(x - at, 0.0))
+
+
+def after_a_hump(shape: Shape) -> Shape:
+    """A curve that first rises to four fifths of its top, falls to three fifths, and rises to its top."""
+
+    def excess(x: Array, at: float) -> Array:
+        dip = 0.4 * np.exp(-0.5 * ((x - at + 1.8) / 0.5) ** 2)
+        return np.asarray(shape(x, at) * (1 - np.maximum(dip, 0.2 * (x < at - 1.8))))
+
+    return excess
+
+
 STEEP = corner(6.0)
 
 
@@ -77,6 +93,14 @@ class Design:
     exponent: float = 0.3
     bend: float = 0.0
     icc: float = 0.01
+    reach: float = 2.7
+    """The largest frequency over the largest dose at which a model's fall is expected to begin."""
+    steeper: float = 0.0
+    """Exponent of N with which a fall of steepness 6 from a corner grows steeper; 0: ``shape`` is every model's."""
+
+    def shape_of(self, params: float) -> Shape:
+        """Returns the shape of a model's curve."""
+        return corner(6.0 * (params / 280e6) ** self.steeper) if self.steeper else self.shape
 
 
 DESIGNS = (
@@ -88,6 +112,10 @@ DESIGNS = (
     Design("6 sizes, 9 levels, 3 seeds, rounded fall", shape=rounded(0.5)),
     Design("6 sizes, 9 levels, 3 seeds, fall to a level", shape=to_a_level(0.4)),
     Design("6 sizes, 9 levels, 3 seeds, bent by -0.034", bend=-0.034),
+    Design("8 sizes, 8 levels, 3 seeds, 35% beyond the grid", sizes=8, levels=8, shape=corner(4.0), reach=0.6),
+    Design("6 sizes, 9 levels, 3 seeds, steeper with N", steeper=0.25),
+    Design("6 sizes, 9 levels, 3 seeds, a power of F from 0.97", shape=power(1.0, 0.97)),
+    Design("6 sizes, 9 levels, 3 seeds, two humps", shape=after_a_hump(power(6.0, 0.8))),
 )
 
 
@@ -97,10 +125,10 @@ def log_point(design: Design, params: float) -> float:
     return math.log(400.0) + design.exponent * z + design.bend * z * z
 
 
-def lost_at(design: Design, at: float, share: float) -> float:
+def lost_at(shape: Shape, at: float, share: float) -> float:
     """Returns the log dose at which ``share`` of the excess is lost, of a fall that begins at ``at``."""
     x = np.linspace(at - 3, at + 9, 6000)
-    excess = design.shape(x, at)
+    excess = shape(x, at)
     top = int(excess.argmax())
     return float(x[top + np.argmax(excess[top:] <= (1 - share) * excess[top])])
 
@@ -110,13 +138,16 @@ def simulated(design: Design, generator: np.random.Generator) -> pd.DataFrame:
     sizes = np.geomspace(25e6, LARGEST, design.sizes).round()
     points = [log_point(design, n) + design.scatter * generator.standard_normal() for n in sizes]
     means = [log_point(design, n) for n in sizes]
-    doses = [0.0, *np.geomspace(math.exp(min(means)) / 5, 2.7 * math.exp(max(means)), design.levels - 1).round()]
+    doses = [
+        0.0,
+        *np.geomspace(math.exp(min(means)) / 5, design.reach * math.exp(max(means)), design.levels - 1).round(),
+    ]
     strength = 1 / design.icc - 1
     rows = []
     for n, at in zip(sizes, points, strict=True):
         with np.errstate(divide="ignore"):
             x = np.maximum(np.log(doses), -20.0)
-        p = CHANCE + (1 - CHANCE) * design.shape(x, at)
+        p = CHANCE + (1 - CHANCE) * design.shape_of(n)(x, at)
         for dose, rate in zip(doses, p, strict=True):
             for seed in range(design.seeds):
                 own = generator.beta(rate * strength, (1 - rate) * strength)
@@ -127,11 +158,11 @@ def simulated(design: Design, generator: np.random.Generator) -> pd.DataFrame:
     return table.assign(**constant).reindex(columns=CURVE_COLUMNS)
 
 
-def in_band(design: Design, model: NewModel, at: float) -> float:
+def in_band(shape: Shape, model: NewModel, at: float) -> float:
     """Returns the share of doses about a fall that begins at ``at`` at which the true rate is in the predicted band."""
     curve = predicted_curve(model, confidence=0.95)
     x = np.linspace(at + FALL[0], at + FALL[1], 26)
-    truth = CHANCE + (1 - CHANCE) * design.shape(x, at)
+    truth = CHANCE + (1 - CHANCE) * shape(x, at)
     low, high = (np.interp(x, np.log(curve.dose[1:]), ends[1:]) for ends in (curve.low, curve.high))
     return float(((low <= truth) & (truth <= high)).mean())
 
@@ -143,6 +174,7 @@ def measured(design: Design, studies: int, seed: int = 0) -> dict[str, list[tupl
     """
     generator = np.random.default_rng([seed, design.sizes, design.levels, design.seeds, design.facts])
     target = LARGEST * BEYOND
+    shape = design.shape_of(target)
     found: dict[str, list[tuple[float, ...]]] = {"points": [], "straight": [], "may bend": []}
     for _ in range(studies):
         table = simulated(design, generator)
@@ -155,9 +187,9 @@ def measured(design: Design, studies: int, seed: int = 0) -> dict[str, list[tupl
             if law is None or (name != "points" and law.surface is None):
                 continue
             told = predict(law, target, TOKENS)
-            truth = at if criterion == "hinge" else lost_at(design, at, settings.r)
+            truth = at if criterion == "hinge" else lost_at(shape, at, settings.r)
             intervals = {name: told.prediction_interval}
-            band = math.nan if name == "points" else in_band(design, NewModel(law, target, TOKENS), at + deviation)
+            band = math.nan if name == "points" else in_band(shape, NewModel(law, target, TOKENS), at + deviation)
             if told.straight_interval is not None and name != "points":
                 intervals["straight"] = told.straight_interval
             for method, (low, high) in intervals.items():

@@ -40,7 +40,7 @@ def test_the_band_holds_the_curve_of_the_new_model():
         table = simulated(design, generator)
         law = next(one for one in fit_laws(find_transitions(table, settings), settings, table)[0])
         model = NewModel(law, 10 * LARGEST, TOKENS)
-        assert in_band(design, model, log_point(design, model.params)) > 0.75
+        assert in_band(design.shape_of(model.params), model, log_point(design, model.params)) > 0.75
         curve = predicted_curve(model, confidence=0.95)
         assert (curve.low <= curve.rate).all() and (curve.rate <= curve.high).all()
         assert curve.high[0] - curve.low[0] < 0.4
