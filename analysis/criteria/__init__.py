@@ -115,8 +115,7 @@ def find_transitions(
         )
     found: dict[tuple[Any, ...], Transition] = {}
     every = curves(primary, slices_of(table, settings.axis))
-    control = [curve for curve in every if base_group(curve.group) == "control"]  # whose rates no criterion looks at
-    every = with_dispersion([curve for curve in every if base_group(curve.group) != "control"], settings) + control
+    every = with_dispersion(every, settings)
     loss_noise = noise_of(every, settings.tolerance)
     every = [replace(curve, loss_noise=loss_noise) for curve in every]
     for criterion in criteria_of(settings) if criteria is None else criteria:

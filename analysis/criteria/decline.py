@@ -27,7 +27,7 @@ from functools import cached_property
 from itertools import product
 
 import numpy as np
-from scipy.special import betainc, betaln, logsumexp
+import scipy
 
 from megatron_kis.analysis.criteria.isotonic import isotonic_prefixes
 from megatron_kis.analysis.criteria.remembered import remembered
@@ -79,7 +79,7 @@ class Card:
     def marginal(self, centre: float = float(np.log(4.0)), spread: float = 1.0) -> Array:
         """Returns [T] the log-likelihood of theta, with log g normally distributed; its maximum is 0."""
         weight = -0.5 * ((np.log(STEEPNESS) - centre) / spread) ** 2
-        found: Array = logsumexp(self.log_likelihood + weight, axis=1)
+        found: Array = scipy.special.logsumexp(self.log_likelihood + weight, axis=1)
         return np.asarray(found - found.max())
 
 
@@ -128,15 +128,12 @@ def card_of(x: Array, rate: Array, weight: Array, failed: Array, chance: float, 
     if np.isinf(x[-1]):  # mirrored
         low, high = float(ends[0]) - _BEYOND[1], float(ends[-1]) + _BEYOND[0]
     curve = _Curve(np.clip(x, -_FAR, _FAR), weight * rate, weight * (1 - rate), failed, chance, share)
-    forms = [
-        _Form(index, count, price)
-        for index in range(len(shapes_of(share)))
-        for count, price in zip(*_free_levels(curve.right, curve.wrong), strict=True)
-    ]
+    free = list(zip(*_free_levels(curve.right, curve.wrong), strict=True))
+    forms = [_Form(index, count, price) for index in range(len(shapes_of(share))) for count, price in free]
     coarse = np.linspace(low, high, _COARSE)
     kept = _retentions(curve, forms, coarse, STEEPNESS[::3])
     first = np.array([_plateau(curve, form, kept[form.shape])[0] for form in forms])
-    peak = logsumexp(first, axis=(0, 2))
+    peak = scipy.special.logsumexp(first, axis=(0, 2))
     best = first.max(axis=(1, 2))
     forms = [form for form, highest in zip(forms, best, strict=True) if highest >= best.max() - _HOPELESS]
     step = coarse[1] - coarse[0]
@@ -173,7 +170,7 @@ def _summed(curve: _Curve, forms: list[_Form], theta: Array) -> Card:
     kept = _retentions(curve, forms, theta, STEEPNESS)
     every = [_plateau(curve, form, kept[form.shape]) for form in forms]
     likelihoods = np.array([one[0] for one in every])  # [forms, T, G]
-    total = logsumexp(likelihoods, axis=0)
+    total = scipy.special.logsumexp(likelihoods, axis=0)
     share_of = np.exp(likelihoods - total)
     plateaus = np.array([one[1] for one in every])
     plateau = (share_of * plateaus).sum(axis=0)
@@ -209,8 +206,10 @@ def _free_levels(right: Array, wrong: Array) -> tuple[list[int], list[float]]:
     cost = np.zeros(most)
     for count in range(1, most):
         below = float(np.clip(rate[count:].max(), 1e-3, 1.0))
-        inside = betainc(right[:count] + 1, wrong[:count] + 1, below)
-        cost[count] = (betaln(right[:count] + 1, wrong[:count] + 1) + np.log(np.maximum(inside, 1e-300) / below)).sum()
+        inside = scipy.special.betainc(right[:count] + 1, wrong[:count] + 1, below)
+        cost[count] = (
+            scipy.special.betaln(right[:count] + 1, wrong[:count] + 1) + np.log(np.maximum(inside, 1e-300) / below)
+        ).sum()
     cost += np.log(np.where(np.arange(most) == 0, _NO_RISE, (1 - _NO_RISE) / max(most - 1, 1)))
     # No decline fits the rest better than the best curve that never rises.
     best = isotonic_prefixes(rate[::-1], (right + wrong)[::-1])[::-1][:most]
@@ -250,13 +249,13 @@ def _plateau(curve: _Curve, form: _Form, kept: Array) -> tuple[Array, Array, Arr
     kept = kept[form.free :].reshape(-1, math.prod(grid))
     right, wrong, failed = (part[form.free :, None] for part in (curve.right, curve.wrong, curve.failed))
     total = right + wrong
-    apart = np.log(failed) + betaln(right + 1, wrong + 1)
+    apart = np.log(failed) + scipy.special.betaln(right + 1, wrong + 1)
     alike = np.log1p(-failed)
     chance, possible = curve.chance, 1 - curve.chance
 
     def state(a: Array, kept: Array) -> tuple[Array, Array, Array]:
         """Returns (log-likelihood, score, information), each [M]."""
-        p = np.clip(chance + a * kept, 1e-9, 1 - 1e-9)
+        p = np.maximum(chance + a * kept, 1e-9)  # a and kept are below 1: so is p
         q = 1 - p
         there = alike + right * np.log(p) + wrong * np.log(q)
         other = np.exp(np.minimum(apart - there, 700.0))

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from scipy.special import digamma, polygamma
+import scipy
 
 from megatron_kis.analysis.criteria.counts import draw, pooled_rates
 from megatron_kis.analysis.criteria.remembered import remembered
@@ -42,13 +42,13 @@ _PER_SEED, _FIRST_SHAPE, _PER_LEVEL = 0.95, 0.4, 0.55
 def with_dispersion(curves: Sequence[Curve], settings: AnalysisConfig) -> list[Curve]:
     """Returns the curves with the dispersion of their group, estimated from all of ``curves``; one they have is kept.
 
-    Curves of one split and scoring rule are expected.
+    Control facts get none: no criterion looks at their rates. Curves of one split and scoring rule are expected.
     """
-    missing = {base_group(curve.group) for curve in curves if curve.dispersion is None}
+    missing = {base_group(curve.group) for curve in curves if curve.dispersion is None} - {"control"}
     found = {
         base: study_dispersion([c for c in curves if base_group(c.group) == base], settings) for base in sorted(missing)
     }
-    return [c if c.dispersion is not None else replace(c, dispersion=found[base_group(c.group)]) for c in curves]
+    return [replace(c, dispersion=c.dispersion or found.get(base_group(c.group))) for c in curves]
 
 
 def dispersion_of(curve: Curve, settings: AnalysisConfig) -> Dispersion:
@@ -199,7 +199,7 @@ def _posterior(
     mean = float((weight * np.log(total)).sum())
     spread = float((weight * (np.log(total) - mean) ** 2).sum())
     freedom = 2 * _inverse_trigamma(spread)
-    whole = float(np.exp(mean - np.log(freedom / 2) + digamma(freedom / 2)))
+    whole = float(np.exp(mean - np.log(freedom / 2) + scipy.special.digamma(freedom / 2)))
     shared = float((weight * facts * level / total).sum())
     return whole * (1 - shared), whole * shared / facts, freedom
 
@@ -215,8 +215,8 @@ def _inverse_trigamma(value: float) -> float:
     """Returns x with trigamma(x) = value, by Newton's steps on 1 / trigamma, which is nearly straight."""
     x = 0.5 + 1 / value
     for _ in range(20):
-        there = float(polygamma(1, x))
-        x += there * (1 - there / value) / float(polygamma(2, x))
+        there = float(scipy.special.polygamma(1, x))
+        x += there * (1 - there / value) / float(scipy.special.polygamma(2, x))
     return x
 
 

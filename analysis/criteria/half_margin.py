@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtri
+import scipy
 
 from megatron_kis.analysis.criteria.counts import generator_of
 from megatron_kis.analysis.runs.curves import Array, Curve
@@ -133,7 +133,7 @@ class HalfMargin:
         top = int(np.argmax(margins.mean))
         peak, share = float(margins.mean[top]), settings.margin_share
         found: Found = {"peak": peak}
-        if peak <= float(ndtri(1 - settings.alpha / len(margins.dose))) * float(margins.error[top]):
+        if peak <= float(scipy.special.ndtri(1 - settings.alpha / len(margins.dose))) * float(margins.error[top]):
             reason = f"never a margin reliably above 0 (highest {peak:.2g} nats): no memory that could collapse"
             return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
 

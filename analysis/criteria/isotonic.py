@@ -1,9 +1,7 @@
 """The best non-decreasing fits of a curve's first levels, of many curves at once.
 
-Pool adjacent violators, one level at a time: a new level is a block of its own, and is pooled with the block before it
-as long as that one is not lower. All curves take the step together, and only those that still have something to pool go
-on within it. What is before the last block of the first i levels is the fit of those levels alone, so that the last
-blocks say everything.
+The fit of the last of some levels is the highest mean of a block that ends there (the max-min formula of isotonic
+regression). What is before that block is the fit of those levels alone, so that the last blocks say everything.
 """
 
 from __future__ import annotations
@@ -35,13 +33,13 @@ def isotonic_prefixes(rate: Array, weight: Array) -> Array:
     mass, right = _sums(rate, weight)
     first = _last_blocks(mass, right)
     row = np.arange(len(mass))
+    n = mass[:, 1:] - np.take_along_axis(mass, first, axis=1)
+    k = right[:, 1:] - np.take_along_axis(right, first, axis=1)
+    p = k / n
+    gain = k * np.log(np.maximum(p, _TINY)) + (n - k) * np.log(np.maximum(1 - p, _TINY))
     total = np.zeros((len(mass), levels + 1))
-    for size in range(1, levels + 1):
-        begin = first[:, size - 1]
-        n, k = mass[:, size] - mass[row, begin], right[:, size] - right[row, begin]
-        p = k / n
-        gain = k * np.log(np.clip(p, _TINY, None)) + (n - k) * np.log(np.clip(1 - p, _TINY, None))
-        total[:, size] = total[row, begin] + gain
+    for level in range(levels):
+        total[:, level + 1] = total[row, first[:, level]] + gain[:, level]
     return total.reshape(*rate.shape[:-1], levels + 1)
 
 
@@ -72,23 +70,9 @@ def _sums(rate: Array, weight: Array) -> tuple[Array, Array]:
 
 def _last_blocks(mass: Array, right: Array) -> npt.NDArray[np.int64]:
     """Returns [R, L] the level at which the last block of the fit of the first i + 1 levels begins."""
-    curves, levels = len(mass), mass.shape[1] - 1
-    first = np.zeros((curves, levels), dtype=np.int64)
-    height = np.zeros((curves, levels))  # of the last block of the first i + 1 levels
-    for level in range(levels):
-        begin = np.full(curves, level, dtype=np.int64)
-        mean = (right[:, level + 1] - right[:, level]) / (mass[:, level + 1] - mass[:, level])
-        active = np.arange(curves)
-        while level:
-            before = begin[active] - 1
-            there = before >= 0
-            active, before = active[there], before[there]
-            higher = height[active, before] >= mean[active]
-            active, before = active[higher], before[higher]
-            if not len(active):
-                break
-            begin[active] = first[active, before]
-            n = mass[active, level + 1] - mass[active, begin[active]]
-            mean[active] = (right[active, level + 1] - right[active, begin[active]]) / n
-        first[:, level], height[:, level] = begin, mean
+    levels = mass.shape[1] - 1
+    first = np.zeros((len(mass), levels), dtype=np.int64)
+    for level in range(1, levels):
+        means = (right[:, [level + 1]] - right[:, : level + 1]) / (mass[:, [level + 1]] - mass[:, : level + 1])
+        first[:, level] = means.argmax(axis=1)  # the first of several
     return first

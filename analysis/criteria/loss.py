@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import stdtrit
+import scipy
 
 from megatron_kis.analysis.criteria.isotonic import isotonic_fit
 from megatron_kis.analysis.criteria.loss_noise import (
@@ -171,7 +171,7 @@ class LossTolerance:
         if noise.assumed:
             flags.append(f"scatter of a run's loss assumed ({noise.source})")
 
-        quantile = float(stdtrit(noise.freedom, (1 + settings.confidence) / 2))
+        quantile = float(scipy.special.stdtrit(noise.freedom, (1 + settings.confidence) / 2))
         target = math.log1p(settings.tolerance)
         excess = excess_of(curve.dose, y, noise)
         seen = find_crossing(excess, target, quantile)

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import gammaincinv, stdtrit
+import scipy
 
 from megatron_kis.analysis.criteria.isotonic import isotonic_fit
 from megatron_kis.analysis.runs.curves import Array, Curve
@@ -79,7 +79,7 @@ def outliers(y: Array, noise: LossNoise) -> Mask:
         y: log losses of levels in the order of their doses, dose 0 first.
         noise: of the study.
     """
-    tail = float(stdtrit(noise.freedom, 1 - _OUTLIER_TAIL))
+    tail = float(scipy.special.stdtrit(noise.freedom, 1 - _OUTLIER_TAIL))
     sd = np.full(len(y), noise.within)
     sd[0] = max(noise.within, noise.zero)
     limit = math.sqrt(2) * tail  # of the difference of two runs
@@ -248,7 +248,7 @@ def _without_seeds(lines: Sequence[tuple[Array, Array]], tolerance: float) -> Lo
 
 
 def _median_chi2(freedom: int) -> float:
-    return 2 * float(gammaincinv(freedom / 2, 0.5))
+    return 2 * float(scipy.special.gammaincinv(freedom / 2, 0.5))
 
 
 def prior_noise() -> LossNoise:

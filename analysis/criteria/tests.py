@@ -9,7 +9,7 @@ one test per entry.
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import betainc, fdtri, stdtr, stdtrit
+import scipy
 
 from megatron_kis.analysis.criteria.isotonic import isotonic_fit
 from megatron_kis.analysis.runs.curves import Array
@@ -20,7 +20,7 @@ def cut_off(confidence: float, freedom: float) -> float:
 
     The chi-square's, or F's where the dispersion is known with few degrees of freedom.
     """
-    return float(fdtri(1, min(freedom, 1e9), confidence))
+    return float(scipy.special.fdtri(1, min(freedom, 1e9), confidence))
 
 
 def p_above(rate: Array | float, n_eff: Array | float, level: float, freedom: float = np.inf) -> Array:
@@ -34,10 +34,10 @@ def p_above(rate: Array | float, n_eff: Array | float, level: float, freedom: fl
         return np.where(k > 0, 0.0, 1.0)
     if level >= 1:
         return np.ones_like(k)
-    p: Array = np.where(k > 0, betainc(np.maximum(k, 1e-300), n_eff - k + 1, level), 1.0)
+    p: Array = np.where(k > 0, scipy.special.betainc(np.maximum(k, 1e-300), n_eff - k + 1, level), 1.0)
     if np.isinf(freedom):
         return p
-    student: Array = np.maximum(p, stdtr(freedom, -(rate - level) / np.sqrt(level * (1 - level) / n_eff)))
+    student: Array = np.maximum(p, scipy.special.stdtr(freedom, -(rate - level) / np.sqrt(level * (1 - level) / n_eff)))
     return student
 
 
@@ -47,7 +47,7 @@ def p_greater(rate: float, n_eff: float, other: float, other_n: float, freedom: 
     variance = pooled * (1 - pooled) * (1 / n_eff + 1 / other_n)
     if variance <= 0:
         return 1.0
-    return float(stdtr(freedom, -(rate - other) / np.sqrt(variance)))
+    return float(scipy.special.stdtr(freedom, -(rate - other) / np.sqrt(variance)))
 
 
 def detectable_drop(
@@ -68,7 +68,7 @@ def detectable_drop(
     p = (rate * n_eff + 2) / (n_eff + 4)
     q = (lower * other_n + 2) / (other_n + 4)
     deviation = np.sqrt(p * (1 - p) / n_eff + q * (1 - q) / other_n)
-    found = drops >= (stdtrit(freedom, 1 - alpha) + stdtrit(freedom, power)) * deviation
+    found = drops >= (scipy.special.stdtrit(freedom, 1 - alpha) + scipy.special.stdtrit(freedom, power)) * deviation
     first = found.argmax(axis=0)
     smallest: Array = np.take_along_axis(drops, first[None], axis=0)[0]
     return np.where(found.any(axis=0), smallest, rate)

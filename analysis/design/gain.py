@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.special import ndtri
+import scipy
 
 from megatron_kis.analysis.criteria.counts import draw
 from megatron_kis.analysis.criteria.hinge import FEWEST_LEVELS
@@ -81,7 +81,7 @@ def variance_of(point: Transition) -> float:
         return math.inf
     low = math.log(point.low) if point.low else 2 * math.log(point.value) - math.log(point.high)
     width = math.log(point.high) - low
-    deviations = 2 * float(ndtri(0.5 + point.confidence / 2))
+    deviations = 2 * float(scipy.special.ndtri(0.5 + point.confidence / 2))
     return width**2 / 12 if point.interval == "bracket" else (width / deviations) ** 2
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtri
+import scipy
 
 from megatron_kis.analysis.law.regression import newton, student, weights
 from megatron_kis.analysis.runs.curves import Array
@@ -109,7 +109,7 @@ def half_width(
         scatter: those of sigma.
         confidence: level.
     """
-    of_prior = float(ndtri(0.5 + confidence / 2)) * errors[1]
+    of_prior = float(scipy.special.ndtri(0.5 + confidence / 2)) * errors[1]
     of_points = np.hypot(student(freedom, confidence) * errors[0], student(scatter, confidence) * sigma)
     half: Array = np.hypot(of_points, of_prior)
     return half

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import gammaln, stdtr
+import scipy
 
 from megatron_kis.analysis.criteria.remembered import remembered
 from megatron_kis.analysis.law.bend import Bend, fit_bend
@@ -286,7 +286,11 @@ def _fit_offset(law: Candidate, centre: Array, cells: Cells) -> tuple[Fitted, fl
 
 def _log_density(z: Array, freedom: float) -> Array:
     """Returns the log density of Student's t."""
-    constant = gammaln((freedom + 1) / 2) - gammaln(freedom / 2) - 0.5 * math.log(math.pi * freedom)
+    constant = (
+        scipy.special.gammaln((freedom + 1) / 2)
+        - scipy.special.gammaln(freedom / 2)
+        - 0.5 * math.log(math.pi * freedom)
+    )
     density: Array = constant - (freedom + 1) / 2 * np.log1p(z**2 / freedom)
     return density
 
@@ -300,8 +304,8 @@ def log_score(fitted: Fitted, held_out: Cells) -> float:
     point = held_out.lower == held_out.upper
     density = _log_density(np.where(point, z_low, 0.0), freedom) - np.log(scale)
     # Above the mean from the upper tail, below it from the lower one: neither difference loses its digits.
-    upper_tail = stdtr(freedom, -z_low) - stdtr(freedom, -z_high)
-    lower_tail = stdtr(freedom, z_high) - stdtr(freedom, z_low)
+    upper_tail = scipy.special.stdtr(freedom, -z_low) - scipy.special.stdtr(freedom, -z_high)
+    lower_tail = scipy.special.stdtr(freedom, z_high) - scipy.special.stdtr(freedom, z_low)
     mass = np.where(z_low > 0, upper_tail, lower_tail)
     return float(np.where(point, density, np.log(np.maximum(mass, 1e-300))).sum())
 

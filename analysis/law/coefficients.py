@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtr
+import scipy
 
 from megatron_kis.analysis.law.candidates import SIZE_AND_BUDGET, Cells, Fitted, design, fit_candidate
 from megatron_kis.analysis.law.regression import fit, student
@@ -71,7 +71,7 @@ def lack_of_fit(fitted: Fitted, cells: Cells) -> dict[str, Any] | None:
     value = float(bent.beta[-1])
     error = math.sqrt(float(bent.covariance[-1, -1]))
     freedom = max(float(bent.freedom), 1e-3)
-    p_value = float(2 * stdtr(freedom, -abs(value) / error)) if error > 1e-9 * abs(value) + 1e-12 else 1.0
+    p_value = float(2 * scipy.special.stdtr(freedom, -abs(value) / error)) if error > 1e-9 * abs(value) + 1e-12 else 1.0
     return {"term": "(log N)^2", "coefficient": value, "p_value": p_value, "flag": p_value < 0.05}
 
 

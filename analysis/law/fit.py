@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtri
+import scipy
 
 from megatron_kis.analysis.law.bend import bend_of, record_of
 from megatron_kis.analysis.law.candidates import (
@@ -382,7 +382,7 @@ def measurements(
     point = observed & ~interval
     with np.errstate(invalid="ignore"):  # infinite ends, masked below
         half = np.select([closed, low_known, high_known], [(high - low) / 2, value - low, high - value], 0.0)
-    variance = np.where(point, (half / ndtri(0.5 + np.asarray(level) / 2)) ** 2, 0.0)
+    variance = np.where(point, (half / scipy.special.ndtri(0.5 + np.asarray(level) / 2)) ** 2, 0.0)
     lower = np.select([point, interval | (status == RIGHT_CENSORED)], [value, low], -np.inf)
     upper = np.select([point, interval | (status == LEFT_CENSORED)], [value, high], np.inf)
     return lower, upper, variance

@@ -20,7 +20,7 @@ import math
 from functools import cache
 
 import numpy as np
-from scipy.special import ndtr, ndtri
+import scipy
 
 from megatron_kis.analysis.runs.curves import Array
 
@@ -72,11 +72,11 @@ def group_sequential(confidence: float, looks: int) -> float:
     def held(z: float) -> float:
         return _inside(z, looks) - confidence
 
-    single = float(ndtri(0.5 + confidence / 2))
-    bonferroni = float(ndtri(1 - (1 - confidence) / (2 * looks)))
+    single = float(scipy.special.ndtri(0.5 + confidence / 2))
+    bonferroni = float(scipy.special.ndtri(1 - (1 - confidence) / (2 * looks)))
     from scipy.optimize import brentq  # slow to import, and seldom needed
 
-    return 2 * float(ndtr(brentq(held, single - 1e-2, bonferroni + 1e-2, xtol=1e-6))) - 1
+    return 2 * float(scipy.special.ndtr(brentq(held, single - 1e-2, bonferroni + 1e-2, xtol=1e-6))) - 1
 
 
 def _inside(z: float, looks: int) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from scipy.special import ndtr
+import scipy
 
 from megatron_kis.analysis.law.fit import Law
 from megatron_kis.analysis.law.predict import Prediction, predict
@@ -46,12 +46,12 @@ class NewModel:
         """Returns the probability that the transition is beyond the log doses ``x``."""
         if self.surface is not None:
             mean, sigma = self.surface.mean(*self.at), self.surface.sigma()
-            return np.asarray(ndtr((mean - np.asarray(x)[..., None]) / sigma).mean(axis=-1))
+            return np.asarray(scipy.special.ndtr((mean - np.asarray(x)[..., None]) / sigma).mean(axis=-1))
         score, log_dose = self._quantiles
         last = len(score) - 1
         index = np.clip(np.searchsorted(log_dose, x) - 1, 0, last - 1)
         slope = (score[index + 1] - score[index]) / (log_dose[index + 1] - log_dose[index])
-        return np.asarray(ndtr(-(score[index] + slope * (np.asarray(x) - log_dose[index]))))
+        return np.asarray(scipy.special.ndtr(-(score[index] + slope * (np.asarray(x) - log_dose[index]))))
 
     def draws(self, count: int, generator: np.random.Generator) -> Array:
         """Returns [count] log doses of new models' transitions."""
@@ -67,7 +67,7 @@ class NewModel:
         """Normal scores [Q] and the log doses at them: the ends of the law's own intervals at many levels."""
         intervals = [
             predict(replace(self.law, confidence=level), self.params, self.tokens, held=self.held).prediction_interval
-            for level in 2 * ndtr(_SCORES) - 1
+            for level in 2 * scipy.special.ndtr(_SCORES) - 1
         ]
         low, high = np.log(intervals).T
         score = np.concatenate([-_SCORES[::-1], _SCORES])

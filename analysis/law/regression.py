@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import log_ndtr, stdtrit
+import scipy
 
 from megatron_kis.analysis.runs.curves import Array
 
@@ -82,7 +82,7 @@ def log_likelihood(mean: Array, sigma: Array, lower: Array, upper: Array, varian
         # log(Phi(b) - Phi(a)) = log Phi(b) + log(1 - Phi(a) / Phi(b)).
         swap = a > 0
         low, high = np.where(swap, -b, a), np.where(swap, -a, b)
-        log_high, log_low = log_ndtr(high), log_ndtr(low)
+        log_high, log_low = scipy.special.log_ndtr(high), scipy.special.log_ndtr(low)
         log_mass = log_high + np.log1p(-np.exp(np.minimum(log_low - log_high, -1e-300)))
         at_a = np.where(np.isfinite(a), np.exp(-0.5 * a**2 - 0.5 * _LOG_2PI - log_mass), 0.0)
         at_b = np.where(np.isfinite(b), np.exp(-0.5 * b**2 - 0.5 * _LOG_2PI - log_mass), 0.0)
@@ -176,7 +176,7 @@ def fit(x: Array, lower: Array, upper: Array, variance: Array, *, method: str = 
 
 def student(freedom: Array | float, confidence: float = 0.95) -> Array:
     """Returns Student's quantile of a two-sided interval, with the shape of ``freedom``."""
-    return np.asarray(stdtrit(np.maximum(freedom, 1e-3), 0.5 + confidence / 2))
+    return np.asarray(scipy.special.stdtrit(np.maximum(freedom, 1e-3), 0.5 + confidence / 2))
 
 
 def half_width(

@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import chdtrc, log_ndtr, ndtr
+import scipy
 
 from megatron_kis.analysis.criteria.decline import STEEPNESS, Card, retention, shapes_of
 from megatron_kis.analysis.law.candidates import CANDIDATES, Candidate
@@ -98,7 +98,7 @@ class Surface:
     @property
     def misfit(self) -> float:
         """Probability of such a deviance if the curves have the form of a decline."""
-        return float(chdtrc(self.freedom, self.deviance)) if self.freedom else 1.0
+        return float(scipy.special.chdtrc(self.freedom, self.deviance)) if self.freedom else 1.0
 
     def mean(self, log_n: float, log_d: float, log_h: float | None = None, *, straight: bool = False) -> Array:
         """Returns draws [R] of the law's mean of log F* at one model."""
@@ -136,7 +136,7 @@ class Surface:
         low, high = np.full(len(wanted), (mean - 12 * sigma).min()), np.full(len(wanted), (mean + 12 * sigma).max())
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
-            below = ndtr((middle[:, None] - mean) / sigma).mean(axis=1) < wanted
+            below = scipy.special.ndtr((middle[:, None] - mean) / sigma).mean(axis=1) < wanted
             low, high = np.where(below, middle, low), np.where(below, high, middle)
         return [float(value) for value in (low + high) / 2]
 
@@ -282,8 +282,8 @@ class _Density:
 
         Most of the time goes here, and single precision is a quarter of it.
         """
-        below = ndtr((self._theta[:, :1] - mean) / sigma)
-        above = np.exp(log_ndtr((mean - self._theta[:, -1:]) / sigma))
+        below = scipy.special.ndtr((self._theta[:, :1] - mean) / sigma)
+        above = np.exp(scipy.special.log_ndtr((mean - self._theta[:, -1:]) / sigma))
         narrow = np.minimum((_HALF / sigma).astype(_SINGLE)[:, None], self._narrowest[:, None], out=self._room[1])
         distance = np.subtract(self._theta[:, None], mean.astype(_SINGLE)[..., None], out=self._room[2])
         inside = _bell(distance, narrow)

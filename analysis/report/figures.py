@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.special import ndtri
+import scipy
 
 from megatron_kis.analysis.criteria.loss import loss_excess
 from megatron_kis.analysis.findings.result import AnalysisResult
@@ -149,7 +149,7 @@ def interval_of(rate: float, weight: float | None, confidence: float) -> tuple[f
     """Returns Wilson's interval of a rate of ``weight`` independent facts; the rate alone where that is not known."""
     if weight is None or weight <= 0:
         return rate, rate
-    z = float(ndtri(0.5 + confidence / 2))
+    z = float(scipy.special.ndtri(0.5 + confidence / 2))
     middle = (rate + z * z / (2 * weight)) / (1 + z * z / weight)
     half = z / (1 + z * z / weight) * math.sqrt(rate * (1 - rate) / weight + (z / (2 * weight)) ** 2)
     return max(min(middle - half, rate), 0.0), min(max(middle + half, rate), 1.0)

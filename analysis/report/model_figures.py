@@ -32,16 +32,16 @@ from megatron_kis.config.analysis import AnalysisConfig
 
 def split_keys(table: pd.DataFrame) -> list[Key]:
     """Returns the legend of figures whose series are template splits."""
-    there = [split for split in ("train", "held_out", "question") if split in set(table["split"])]
+    there = [split for split in ("train", "held_out", "question") if (table["split"] == split).any()]
     keys = [Key(split, fmt.SPLIT_TITLES[split], split, MARKERS[split]) for split in there]
-    if "control" in set(table["group"]):
+    if (table["group"] == "control").any():
         keys.append(Key("control", "control facts", "control", MARKERS["control"]))
     return keys
 
 
 def strength_keys(table: pd.DataFrame) -> list[Key]:
     """Returns the legend of figures whose series are background facts of different strengths; empty without any."""
-    groups = sorted({group for group in table["group"] if strength(group) is not None}, key=group_key)
+    groups = sorted({group for group in table["group"].unique() if strength(group) is not None}, key=group_key)
     return [
         Key(
             f"strength-{i}",

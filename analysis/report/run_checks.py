@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import pandas as pd
-from scipy.special import chdtrc
+import scipy
 
 from megatron_kis.analysis.criteria.tests import p_above
 from megatron_kis.analysis.findings.result import AnalysisResult
@@ -170,4 +170,4 @@ def _unlike(counts: pd.DataFrame) -> bool:
     if not 0 < mean < 1:
         return False
     squares = counts["n"] * (counts["correct"] / counts["n"] - mean) ** 2
-    return bool(chdtrc(len(counts) - 1, float(squares.sum()) / (mean * (1 - mean))) < _UNLIKELY)
+    return bool(scipy.special.chdtrc(len(counts) - 1, float(squares.sum()) / (mean * (1 - mean))) < _UNLIKELY)

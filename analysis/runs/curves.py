@@ -262,7 +262,8 @@ def with_outcome(table: pd.DataFrame, settings: AnalysisConfig) -> pd.DataFrame:
 
 def cells_of_table(table: pd.DataFrame) -> list[tuple[int, int]]:
     """Returns the (N, D) cells of a curve table in rising order."""
-    return sorted({(int(n), int(d)) for n, d in zip(table["params"], table["tokens"], strict=True)})
+    cells = table[["params", "tokens"]].drop_duplicates()
+    return sorted((int(n), int(d)) for n, d in zip(cells["params"], cells["tokens"], strict=True))
 
 
 def curves(table: pd.DataFrame, slices: Sequence[Slice] | None = None) -> list[Curve]:
