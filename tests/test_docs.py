@@ -100,7 +100,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_site_builds_without_a_broken_link(site: Path) -> None:
     page = (site / "reference" / "commands.html").read_text(encoding="utf-8")
     assert "kis data corpus" in page and "--on-error" in page
-    assert "training.optimizer.learning_rate" in (site / "reference" / "configuration.html").read_text()
+    assert "model presets: cpu-32" in page
+    keys = (site / "reference" / "configuration.html").read_text()
+    assert "training.optimizer.learning_rate" in keys and "<code>[1.0]</code>" in keys and "<code>true</code>" in keys
     names = (site / "reference" / "python.html").read_text()
     assert all(
         f'id="{name.lower()}"' in names for name in ("InfusedDataset", "probe_model", "infused", "find_transitions")
@@ -111,6 +113,7 @@ def test_the_site_builds_without_a_broken_link(site: Path) -> None:
     assert "../assets/site.css" in study
     assert (site / "assets" / "site.css").is_file()
     everything = "\n".join(path.read_text(encoding="utf-8") for path in site.rglob("*.html"))
+    assert "&amp;lt;" not in everything  # what is escaped twice
     assert not re.search(r'<(?:script|link)[^>]+(?:src|href)="https?://', everything)  # nothing loads from elsewhere
     assert '<ol start="4">' in (site / "index.html").read_text(encoding="utf-8")  # a list that a block interrupts
 
