@@ -75,7 +75,7 @@ def _work(options: argparse.Namespace) -> int:
                 )
     tell(ended, runs)
     if ended.signal:
-        logger.info("told by %s", signal.Signals(ended.signal).name)
+        logger.info("received %s", signal.Signals(ended.signal).name)
     requeues = node.Requeues(options.submission, options.job, task)
     node.conclude(ended, sum(map(saved_steps, runs)), requeues, at_most=study.cluster.requeues_without_progress)
     return 0
