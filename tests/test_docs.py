@@ -33,6 +33,14 @@ def test_every_command_is_one_that_kis_understands(page: Path, capsys: pytest.Ca
                 pytest.fail(f"kis {shlex.join(words)}: {capsys.readouterr().err}") if ended.code else None
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_block_is_one_on_the_site_too(page: Path) -> None:
+    """With any other word after its language, a block is shown there as running text."""
+    lines = [line.strip() for line in page.read_text(encoding="utf-8").splitlines()]
+    info = [line.strip("` ") for line in lines if line.startswith("```")]
+    assert [words for words in info if not re.fullmatch(r'(\w+( title="[^"]+")?)?', words)] == []
+
+
 @pytest.mark.slow
 def test_the_tutorial_runs_from_its_first_command_to_its_last(tmp_path: Path) -> None:
     """On a study as small as may be, and from its law on with the results of the whole one, whose numbers it gives."""
