@@ -60,7 +60,7 @@ def loaded_by(code: str) -> set[str]:
 def floors() -> dict[str, int]:
     """Rooms of the floor plan with their floor; the ground has the highest number."""
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    (plan,) = re.findall(r"^```text floors\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    (plan,) = re.findall(r"^## Floor plan\n(?:(?!^#).)*?^```text\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     return {
         f"megatron_kis.{room.replace('/', '.')}": floor
         for floor, line in enumerate(plan.splitlines())

@@ -33,6 +33,14 @@ def test_every_command_is_one_that_kis_understands(page: Path, capsys: pytest.Ca
                 pytest.fail(f"kis {shlex.join(words)}: {capsys.readouterr().err}") if ended.code else None
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_block_is_one_on_the_site_too(page: Path) -> None:
+    """With any other word after its language, a block is shown there as running text."""
+    lines = [line.strip() for line in page.read_text(encoding="utf-8").splitlines()]
+    info = [line.strip("` ") for line in lines if line.startswith("```")]
+    assert [words for words in info if not re.fullmatch(r'(\w+( title="[^"]+")?)?', words)] == []
+
+
 @pytest.mark.slow
 def test_the_tutorial_runs_from_its_first_command_to_its_last(tmp_path: Path) -> None:
     """On a study as small as may be, and from its law on with the results of the whole one, whose numbers it gives."""
@@ -100,7 +108,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_site_builds_without_a_broken_link(site: Path) -> None:
     page = (site / "reference" / "commands.html").read_text(encoding="utf-8")
     assert "kis data corpus" in page and "--on-error" in page
-    assert "training.optimizer.learning_rate" in (site / "reference" / "configuration.html").read_text()
+    assert "model presets: cpu-32" in page
+    keys = (site / "reference" / "configuration.html").read_text()
+    assert "training.optimizer.learning_rate" in keys and "<code>[1.0]</code>" in keys and "<code>true</code>" in keys
     names = (site / "reference" / "python.html").read_text()
     assert all(
         f'id="{name.lower()}"' in names for name in ("InfusedDataset", "probe_model", "infused", "find_transitions")
@@ -111,6 +121,7 @@ def test_the_site_builds_without_a_broken_link(site: Path) -> None:
     assert "../assets/site.css" in study
     assert (site / "assets" / "site.css").is_file()
     everything = "\n".join(path.read_text(encoding="utf-8") for path in site.rglob("*.html"))
+    assert "&amp;lt;" not in everything  # what is escaped twice
     assert not re.search(r'<(?:script|link)[^>]+(?:src|href)="https?://', everything)  # nothing loads from elsewhere
     assert '<ol start="4">' in (site / "index.html").read_text(encoding="utf-8")  # a list that a block interrupts
 

@@ -31,7 +31,7 @@ from megatron_kis.common.files import fingerprint
 SCHEMA = "kis.decision/1"
 CONFIDENCE = 0.95
 INDEPENDENT = (
-    "the laws are taken as independent; where models that lose one thing early also lose another early, the dose is "
+    "the laws are treated as independent; if models that lose one thing early also lose another early, the dose is "
     "cautious"
 )
 NOT_RECOMMENDED = "kis law predict recommends nothing from this law"

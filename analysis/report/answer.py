@@ -298,15 +298,15 @@ def _terms(result: AnalysisResult, points: Sequence[Transition]) -> list[str]:
     said = []
     if LEARNED in kinds:
         half = "half" if settings.onset_share == 0.5 else f"{100 * settings.onset_share:g}%"
-        said.append(f"Learned: {half} of the rise from chance to the plateau is made")
+        said.append(f"Facts are learned where the rate has made {half} of its rise from chance to the plateau")
     if KEPT in kinds:
         rule = {
-            "retention": f"up to there, less than {100 * settings.r:g}% of it is lost",
-            "tolerance_rule": f"up to there, less than {100 * settings.r:g}% of the highest rate is lost",
-            "half_margin": f"up to there, the mean margin is above {100 * settings.margin_share:g}% of its highest",
-        }.get(settings.criterion, "up to there, its fall has not begun")
-        said.append("Earlier knowledge: the background facts, which are part of the general text")
-        said.append(f"Kept: {rule}")
+            "retention": f"less than {100 * settings.r:g}% of it is lost",
+            "tolerance_rule": f"less than {100 * settings.r:g}% of the highest rate is lost",
+            "half_margin": f"the mean margin is above {100 * settings.margin_share:g}% of its highest value",
+        }.get(settings.criterion, "its fall has not begun")
+        said.append("Earlier knowledge means the background facts, which are part of the general text")
+        said.append(f"It is kept as long as {rule}")
     if WORSE in kinds:
-        said.append("Worse: than without infusion")
+        said.append("The general loss is compared with that of the run without infusion")
     return said

@@ -217,5 +217,5 @@ def _generator() -> np.random.Generator:
 
 
 def _caption(decision: Decision) -> str:
-    end = "" if decision.most is None else f" All tokens of the budget: {fmt.dose(decision.slice, decision.most)}."
-    return f"Star: the choice. {INDEPENDENT[0].upper()}{INDEPENDENT[1:]}.{end}"
+    end = "" if decision.most is None else f" All tokens are used at {fmt.dose(decision.slice, decision.most)}."
+    return f"Star: the recommended dose. {INDEPENDENT[0].upper()}{INDEPENDENT[1:]}.{end}"

@@ -1,4 +1,4 @@
-"""What was learned from what: text, facts, an example with its question, models, budget, time and place of the runs."""
+"""What was done: text, facts, an example with its question, models, budget, time and place of the runs."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def _background(records: list[dict[str, Any]]) -> str:
         if bases and least and least[0] < bases[0]:
             mean = " on average" if groups else ""
             said += f", down to {fmt.frequency(least[0])} times{mean} at the largest dose"
-        return f"{said}. A loss then has two causes: facts are shown less often, and others are learned over them."
+        return f"{said}. A loss may have two causes: these facts are shown less, or others are learned after them."
     if list(policies) == ["protected"]:
         times = times or " a fixed number of times"
         return f"They are shown{times}, whatever is infused (protected). What is lost is still shown."

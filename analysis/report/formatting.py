@@ -57,7 +57,7 @@ def refused_title(item: dict[str, str]) -> str:
 def refused_reason(item: dict[str, str]) -> str:
     """Says why a law was refused."""
     if item["code"] == "all_censored":
-        return "it was not seen in any model, with a dose before it and one after it"
+        return "no model shows it between two of its doses"
     reason = item["reason"].removeprefix("law: ").replace("_", "-")
     if few := re.fullmatch(r"bracketed points of (\d+) sizes? N only; .*", reason):
         sizes = plural(int(few[1]), "model size")

@@ -140,7 +140,7 @@ def _counted(result: AnalysisResult) -> RunCheck | None:
 
 
 def _templates(result: AnalysisResult) -> RunCheck | None:
-    """Whether the mean over templates is one of templates that work and of ones that do not."""
+    """Whether the mean over templates mixes templates that work with others that do not."""
     if result.runs is None or result.runs.templates.empty:
         return None
     table, settings = result.runs.templates, result.settings
@@ -160,7 +160,7 @@ def _templates(result: AnalysisResult) -> RunCheck | None:
     text += "where each fact was shown most often, relation by relation."
     if width > _WIDE and unlike:
         title = "Templates differ much"
-        return RunCheck(OPEN, title, f"{text} A mean rate is one of templates that work and of ones that do not.")
+        return RunCheck(OPEN, title, f"{text} The mean rate mixes templates that work with others that do not.")
     return RunCheck(GOOD, "Templates agree", text)
 
 

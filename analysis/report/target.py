@@ -95,7 +95,7 @@ def _why_not_firm(d: Decision) -> list[str]:
     few = [m.law for m in d.models if m.law.unvalidated]
     if few:
         seen = min(sum(p["residual"] is not None for p in law.points) for law in few)
-        return [f"It rests on {fmt.plural(seen, 'model')}; a law to act on needs {VALIDATED_CELLS}."]
+        return [f"It rests on {fmt.plural(seen, 'model')}; a reliable law needs {VALIDATED_CELLS}."]
     notes = [m.prediction.recommended_note for m in d.models if m.prediction.recommended is None]
     said = "; ".join(dict.fromkeys(note for note in notes if note))
     return [f"It is no recommendation: {said}."] if said else []

@@ -20,7 +20,7 @@ class DataPrepConfig(Config):
     """Sources and choices of a study's data."""
 
     text: tuple[Path, ...]
-    """Files of general text, or patterns of their names; the kinds are those of ``data_tools.readers.documents``."""
+    """Files of general text, or patterns of their names: JSON lines, plain text, tsv or parquet, also compressed."""
 
     facts: Path
     """Triples to choose the facts from."""
@@ -29,7 +29,7 @@ class DataPrepConfig(Config):
     """``templates.yaml`` for their relations."""
 
     facts_format: Annotated[str, Field(json_schema_extra={"enum": list(IMPORTERS)})] = "tsv"
-    """Format of the triples, a key of ``facts.importers.IMPORTERS``: ``tsv``, ``csv``, ``jsonl``, ``bear``, ``lama``,
+    """Format of the triples, as for ``kis data facts --from``: ``tsv``, ``csv``, ``jsonl``, ``bear``, ``lama``,
     ``trex``, ..."""
 
     facts_columns: tuple[str, ...] = ()

@@ -77,7 +77,7 @@ def import_facts(
         if header := _like_a_header(first, pools[0]):
             remedy = "if it is the header, call its columns subject, relation and object"
             raise InputError(
-                f"is taken for a fact ({header}), and {problem}", where=first[0].where, remedy=remedy
+                f"would be read as a fact ({header}), and {problem}", where=first[0].where, remedy=remedy
             ) from None
         raise InputError(problem, where=error.where or str(source), remedy=error.remedy) from None
     write_facts(output, selection.facts)

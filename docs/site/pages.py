@@ -17,6 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import yaml
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -144,7 +145,7 @@ def _parser(parser: argparse.ArgumentParser) -> Iterator[str]:
             names = ", ".join(action.option_strings) or str(action.metavar or action.dest)
             value = "" if not action.option_strings or action.nargs == 0 else f" {_metavar(action)}"
             yield f"| `{names}{value}` | {_escaped(_help(parser, action))} |".replace("\n", " ")
-        yield ""
+        yield f"\n{_escaped(parser.epilog or '')}\n"
     for group in nested:
         for child in dict.fromkeys(group.choices.values()):
             yield from _parser(child)
@@ -249,8 +250,15 @@ def _default(field: FieldInfo) -> str:
 
 
 def _shown(value: object) -> str:
-    return "none" if value is None or value == "" else f"`{value}`".replace("|", "\\|")
+    """Returns a default as it is written in YAML."""
+    if value is None or value == "":
+        return "none"
+    plain = value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True, sort_keys=False)
+    plain = plain.removesuffix("...\n").strip()
+    return f"`{plain}`".replace("|", "\\|")
 
 
 def _escaped(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("``", "`")
+    """Returns a text for a cell of a table. Code in it is left as it is, because Markdown shows it literally."""
+    parts = text.replace("|", "\\|").replace("``", "`").split("`")
+    return "`".join(part if at % 2 else part.replace("<", "&lt;") for at, part in enumerate(parts))

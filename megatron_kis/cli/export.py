@@ -15,28 +15,28 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     huggingface = formats.add_parser(
         "hf",
         help="Hugging Face: Llama, Qwen2 or Qwen3 architecture, safetensors, tokenizer",
-        description="Writes a checkpoint of any parallel layout, or a start of kis import, as a folder that "
+        description="Write a checkpoint of any parallel layout, or a start of kis import, as a folder that "
         "transformers opens: weights, configuration and tokenizer. Logits are those of the run.",
     )
     huggingface.add_argument("run", type=Path, metavar="RUN_DIR", help="a run's folder, or a start")
-    huggingface.add_argument("--output", type=new_folder, required=True, metavar="DIR", help="a folder to make")
+    huggingface.add_argument("--output", type=new_folder, required=True, metavar="DIR", help="folder to create")
     huggingface.add_argument("--step", type=int, metavar="S", help="step of the checkpoint (default: the newest)")
     huggingface.add_argument("--no-tokenizer", action="store_true", help="leave the tokenizer out")
     huggingface.set_defaults(handler=_huggingface)
     megatron = formats.add_parser(
         "megatron",
         help="Megatron-LM: a release checkpoint in the format torch_dist",
-        description="Writes a checkpoint of any parallel layout for Megatron-LM's --load, which starts from it at "
+        description="Write a checkpoint of any parallel layout for Megatron-LM's --load, which starts from it at "
         "iteration 0. Give Megatron-LM also --dist-ckpt-strictness log_all.",
     )
     megatron.add_argument("run", type=Path, metavar="RUN_DIR", help="the run's folder")
-    megatron.add_argument("--output", type=new_folder, required=True, metavar="DIR", help="a folder to make")
+    megatron.add_argument("--output", type=new_folder, required=True, metavar="DIR", help="folder to create")
     megatron.add_argument("--step", type=int, metavar="S", help="step of the checkpoint (default: the newest)")
     megatron.set_defaults(handler=_megatron)
     tasks = formats.add_parser(
         "lm-eval",
         help="lm-evaluation-harness: the run's questions as tasks",
-        description="Writes two tasks per group and split, 'statement' (acc is our rule statement) and 'answer' (acc "
+        description="Write two tasks per group and split, 'statement' (acc is our rule statement) and 'answer' (acc "
         "is sum, acc_norm is mean_char), for the model of kis export hf: lm_eval --model hf --model_args "
         "pretrained=MODEL --include_path DIR --tasks kis_infused_held_out_statement. The tasks name their documents by "
         "absolute path.",
@@ -44,7 +44,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     tasks.add_argument("run", type=Path, nargs="?", metavar="RUN_DIR", help="the run's folder")
     tasks.add_argument("--questions", type=Path, metavar="FILE", help="without a run: questions of kis data questions")
     tasks.add_argument("--tokenizer", type=Path, metavar="PATH", help="with --questions: the tokenizer, or its folder")
-    tasks.add_argument("--output", type=new_folder, required=True, metavar="DIR", help="a folder to make")
+    tasks.add_argument("--output", type=new_folder, required=True, metavar="DIR", help="folder to create")
     tasks.add_argument("--exposures", type=Path, metavar="PREFIX", help="other facts: prefix of kis data render")
     tasks.add_argument(
         "--all-templates", action="store_true", help="ask with every template (default: the run's choice)"

@@ -19,21 +19,21 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     huggingface = formats.add_parser(
         "hf",
         help="Hugging Face: a Llama, Mistral, Qwen2 or Qwen3 in safetensors",
-        description="Writes a start, from which kis train begins (model.init_from), and the tokenizer, with which the "
+        description="Write a start, from which kis train begins (model.init_from), and the tokenizer, with which the "
         "data must be made; prints the model section of a run. All other models are refused by name.",
     )
     huggingface.add_argument("source", type=Path, metavar="DIR", help="folder with config.json and *.safetensors")
-    huggingface.add_argument("--output", type=new_folder, required=True, metavar="DIR", help="a folder to make")
+    huggingface.add_argument("--output", type=new_folder, required=True, metavar="DIR", help="folder to create")
     huggingface.add_argument("--eod", metavar="TOKEN", help="token that ends documents (default: its eos_token)")
     huggingface.set_defaults(handler=_huggingface)
     megatron = formats.add_parser(
         "megatron",
         help="Megatron-LM: a checkpoint of a Llama-like model in the format torch_dist",
-        description="Writes a start, from which kis train begins (model.init_from), and prints the model section of a "
+        description="Write a start, from which kis train begins (model.init_from), and prints the model section of a "
         "run. Nothing is unpickled. The shape is read from the arguments in the checkpoint.",
     )
     megatron.add_argument("source", type=Path, metavar="DIR", help="a checkpoint, or the folder of several")
-    megatron.add_argument("--output", type=new_folder, required=True, metavar="DIR", help="a folder to make")
+    megatron.add_argument("--output", type=new_folder, required=True, metavar="DIR", help="folder to create")
     megatron.add_argument(
         "--tokenizer",
         type=Path,

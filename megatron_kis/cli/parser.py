@@ -27,6 +27,8 @@ class HelpFormatter(argparse.HelpFormatter):
         says_nothing = action.default in (None, argparse.SUPPRESS, "", [], ()) or isinstance(action.default, bool)
         if not action.option_strings or action.required or says_nothing or "default" in text:
             return text
+        if isinstance(action.default, (list, tuple)):
+            shown = " ".join(str(value) for value in action.default)
         return f"{text} (default: {shown})"
 
 

@@ -26,7 +26,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "plan",
         help="show the layouts that fit, memory, time and GPU-hours; trains nothing",
-        description="Shows the layouts in which a model, a run or a study fits on GPUs. Memory and time are computed; "
+        description="Show the layouts in which a model, a run or a study fits on GPUs. Memory and time are computed; "
         "a share of the peak (MFU) that you measured can be given with --mfu.",
         epilog="TP, PP, DP: tensor, pipeline and data parallel ranks; SP: parallel.sequence. Model presets: "
         + ", ".join(PRESETS),

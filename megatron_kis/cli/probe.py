@@ -14,7 +14,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "probe",
         help="ask a checkpoint what it knows",
-        description="Scores a checkpoint of a run on the questions it was trained with, or on others that were made "
+        description="Score a checkpoint of a run on the questions it was trained with, or on others that were made "
         "with the same tokenizer (kis data render). Under torchrun, ranks that --tensor and --pipeline leave share "
         "the questions. With --model, any causal model of Hugging Face is asked.",
     )

@@ -15,7 +15,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "train",
         help="train one run; with several ranks under torchrun or srun",
-        description="Trains one run from a YAML file. A folder that is DONE with these settings is left as it is; an "
+        description="Train one run from a YAML file. A folder that is DONE with these settings is left as it is; an "
         "unfinished run resumes from its newest whole checkpoint. SIGTERM and SIGUSR1 make it save a checkpoint and "
         "leave with exit status 75.",
         epilog="model presets: " + ", ".join(PRESETS),

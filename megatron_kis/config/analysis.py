@@ -91,7 +91,7 @@ class AnalysisConfig(Config):
     axis: Annotated[
         Literal["auto", "frequency", "facts"], Field(json_schema_extra={"enum": ["auto", "frequency", "facts"]})
     ] = "auto"
-    """Dose along which transitions are sought: ``frequency`` (F, at each number of facts), ``facts`` (the number K of
+    """Dose along which transitions are found: ``frequency`` (F, at each number of facts), ``facts`` (the number K of
     infused facts, at each F or infusion ratio), or ``auto``: facts if the runs vary K, and F if they do not or if some
     K has four doses of it."""
 
@@ -120,7 +120,7 @@ class AnalysisConfig(Config):
 
     reference_loss: _Share = 0.5
     """Share of the peak's excess over chance: "no collapse" is only said if the loss of this share would have been
-    visible. 0 stands for the smallest collapse, delta_min, which takes a thousand facts."""
+    visible. 0 means the smallest collapse, delta_min, which needs about a thousand facts."""
 
     power: _OpenShare = 0.8
     """Least probability with which that loss would have been visible. Otherwise the status is inconclusive."""

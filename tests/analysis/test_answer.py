@@ -124,7 +124,7 @@ def test_a_law_of_few_models_gives_a_first_estimate_and_what_is_missing():
     first = answer(result)
     said = " ".join(first.target)
     assert "a first estimate: with a probability of 95%, earlier knowledge is kept" in said
-    assert "It rests on 3 models; a law to act on needs 5." in said
+    assert "It rests on 3 models; a reliable law needs 5." in said
     assert first.more == "To learn more: 2 more model sizes."
     assert sentence(result.decisions[0]).startswith("As a first estimate, show each fact at most ")
     of_loss = analyse_points(
@@ -219,7 +219,7 @@ def test_what_was_learned_from_what_is_read_from_the_records(void):
     assert rows["Facts"].startswith("48 infused, 48 background and 48 control, from triples.tsv; 3 relations: ")
     assert "displaces them" in rows["Background facts"]
     assert rows["When and where"] == "12 runs, 2026-01-02; cpu (synthetic-host); 2 min per run, 18 min in all."
-    assert "What was learned from what" in render(void)
+    assert "What was done" in render(void)
     assert experiment(analyse_points(everything(), QUICK)) is None
 
 

@@ -15,7 +15,7 @@ def add_questions(steps: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = add_step(steps, "questions", "make the questions alone, for kis probe --model")
     parser.add_argument("--facts", type=Path, required=True, metavar="FILE", help="facts.jsonl")
     parser.add_argument("--templates", type=Path, required=True, metavar="FILE", help="templates.yaml")
-    model = "tokenizer of the model, or its folder; models with another one cut the statements again"
+    model = "tokenizer of the model, or its folder; a model with another one tokenizes the statements again"
     parser.add_argument("--tokenizer", type=Path, required=True, metavar="PATH", help=model)
     parser.add_argument("--output", type=new_file, required=True, metavar="FILE", help="questions.jsonl to write")
     add_question_options(parser)

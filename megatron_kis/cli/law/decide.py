@@ -23,9 +23,9 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser = steps.add_parser(
         "decide",
         help="say how much to infuse into a model that was not trained",
-        description="Names the largest dose at which nothing is lost with the probability --confidence: no collapse "
+        description="Find the largest dose at which nothing is lost with the probability --confidence: no collapse "
         "that has a law has begun, and the loss is within its tolerance where that has a law. With --recall, "
-        "--retention or --loss-price it also names the dose of the largest expected utility. --output writes a dated, "
+        "--retention or --loss-price, also find the dose of the largest expected utility. --output writes a dated, "
         "hashed file.",
     )
     parser.add_argument("law", type=Path, metavar="LAW_JSON", help="laws written by kis law fit or kis study run")

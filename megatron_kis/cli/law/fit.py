@@ -36,16 +36,16 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser = steps.add_parser(
         "fit",
         help="fit the law of the transitions over model size (and token budget)",
-        description="Fits log F* = a + b log N (+ c log D): every law that the points support, or those of --kind. "
-        "Says why there is none for the others, and fails if there is none at all.",
+        description="Fit log F* = a + b log N (+ c log D): every law that the points support, or those of --kind. "
+        "Print why the other laws cannot be fitted, and fail if none can.",
     )
     add_source(
         parser,
         curves="curves of another trainer",
-        points="transitions, found before or elsewhere; each counts by its interval alone",
+        points="transitions that were found before or elsewhere; only their intervals are used",
     )
     parser.add_argument("--output", required=True, type=new_file, metavar="JSON", help="where law.json is written")
-    parser.add_argument("--kind", choices=("onset", "collapse", "tolerance"), help="fit this kind of transition only")
+    parser.add_argument("--kind", choices=("onset", "collapse", "tolerance"), help="fit only this kind of transition")
     parser.add_argument(
         "--group",
         metavar="GROUP",

@@ -18,13 +18,13 @@ _SHOWN = 8
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    summary = "make curves.csv of results of lm-evaluation-harness or Weights & Biases"
+    summary = "convert results of lm-evaluation-harness or Weights & Biases to curves.csv"
     parser = steps.add_parser("import", help=summary, description=summary)
     formats = parser.add_subparsers(dest="format", metavar="FORMAT", required=True)
     harness = formats.add_parser(
         "lm-eval",
         help="evaluations of lm-evaluation-harness (results_*.json, samples_*.jsonl)",
-        description="Counts the right answers in the evaluations that RUNS.csv names. Tasks of kis export lm-eval are "
+        description="Count the right answers in the evaluations that RUNS.csv names. Tasks of kis export lm-eval are "
         "recognised by their names.",
     )
     runs = "one row per model: results,params,tokens,frequency,seed; results is the folder of its evaluation"
@@ -34,19 +34,17 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     harness.add_argument(
         "--group", nargs="+", action="append", default=[], metavar=("GROUP[/SPLIT]", "TASK"), help=tasks
     )
-    metrics = (
-        "metrics of these tasks; the first that a task has is read: acc, or with a filter exact_match,strict-match"
-    )
+    metrics = "metrics of these tasks; the first one that a task has is read. With a filter: exact_match,strict-match"
     harness.add_argument("--metric", nargs="+", default=["acc", "exact_match"], metavar="NAME", help=metrics)
     fact = "key of a task's documents that names their fact (default: fact, if they have it)"
     harness.add_argument("--fact", metavar="KEY", help=fact)
-    harness.add_argument("--chance", type=float, metavar="X", help="rate of guessing, where there are no samples")
+    harness.add_argument("--chance", type=float, metavar="X", help="rate of guessing, if there are no samples")
     harness.set_defaults(handler=_lm_eval)
     wandb = formats.add_parser(
         "wandb",
         help="a table of runs exported from Weights & Biases (CSV)",
-        description="Reads the CSV export of a table of runs; NAME=COLUMN names its columns. A number in place "
-        "of a column stands for all runs. Runs that are not finished are left out.",
+        description="Read the CSV export of a table of runs; NAME=COLUMN names its columns. A number instead "
+        "of a column is used for all runs. Runs that are not finished are left out.",
     )
     wandb.add_argument("source", type=Path, metavar="EXPORT.csv", help="the export, one row per run")
     _add_output(wandb)

@@ -24,14 +24,14 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser = steps.add_parser(
         "predict",
         help="predict the transition of a model that was not trained",
-        description="Predicts the F (or number of facts K) at which a model of one size has its transition, with "
-        "intervals, and names the dose that is on the safe side of it. --output writes a dated, hashed file, which kis "
-        "law validate scores when the model has been trained.",
+        description="Predict the F (or number of facts K) at which a model of one size has its transition, with "
+        "intervals, and a dose on the safe side of it. --output writes a dated, hashed file, which kis law validate "
+        "scores when the model has been trained.",
     )
     parser.add_argument("law", type=Path, metavar="LAW_JSON", help="a law written by kis law fit or kis study run")
     add_target(parser, budget="the law's, if it has one")
     which = parser.add_argument_group(
-        "which law, of a file with several (else the first, if its kind and group have one)"
+        "which law, of a file with several (default: the first, if it is the only one of its kind and group)"
     )
     which.add_argument("--kind", choices=("onset", "collapse", "tolerance"), help="of this kind of transition")
     which.add_argument("--group", metavar="GROUP", help="of this fact group: infused, background@60, ...")

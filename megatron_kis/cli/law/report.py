@@ -14,7 +14,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser = steps.add_parser(
         "report",
         help="write one self-contained report.html",
-        description="Writes the report of a study folder, a runs folder, a curves.csv or a points.csv.",
+        description="Write the report of a study folder, a runs folder, a curves.csv or a points.csv.",
     )
     parser.add_argument(
         "source", type=Path, metavar="SOURCE", help="study folder, runs folder, curves.csv or points.csv"

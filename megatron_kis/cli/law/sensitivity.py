@@ -30,9 +30,9 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser = steps.add_parser(
         "sensitivity",
         help="compare the law and its prediction under every scoring rule, split and criterion",
-        description="Fits the law of the collapse (of the loss, if that is the declared criterion) under the declared "
-        "scoring rule, split and criterion. Then replaces one of these at a time by each other one that the data have, "
-        "and fits the law again. Lists what each predicts. --cross tries all combinations. Writes nothing.",
+        description="Fit the law of the collapse (of the loss, if that is the declared criterion) under the declared "
+        "scoring rule, split and criterion. Then change one of these at a time to every other one in the data, and fit "
+        "the law again. Print all predictions. --cross tries all combinations. No file is written.",
     )
     parser.add_argument("source", type=Path, metavar="SOURCE", help="study folder, runs folder or curves.csv")
     add_target(parser, budget="the largest of each law")

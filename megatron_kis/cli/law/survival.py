@@ -21,7 +21,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser = steps.add_parser(
         "survival",
         help="list the background facts that are still known, one by one, with possible reasons",
-        description="Writes a table with one row per background fact and cell of a study (model size, token budget and "
+        description="Write a table with one row per background fact and cell of a study (model size, token budget and "
         "what is infused): in how many runs it is known at the end, how often it was shown, and how similar it is to "
         "the infused facts.",
     )

@@ -12,7 +12,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser = steps.add_parser(
         "validate",
         help="score a prediction with points that were measured after it",
-        description="Checks the prediction's hash and scores it: |log ratio|, hit of the interval, interval score.",
+        description="Check the prediction's hash and score it: |log ratio|, hit of the interval, interval score.",
     )
     parser.add_argument("prediction", type=Path, metavar="PREDICTION_JSON", help="written by kis law predict --output")
     parser.add_argument("--points", required=True, type=Path, metavar="CSV", help="the points that were measured")

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     proposed = add_step(
-        steps, "next", "propose runs to add, with what each would gain, and one more size; trains nothing", _next
+        steps, "next", "propose runs to add and one more size, each with its gain; trains nothing", _next
     )
     proposed.add_argument("--count", type=int, default=6, metavar="K", help="runs to propose")
     proposed.add_argument("--params", type=quantity, metavar="N", help="target size (default: the largest of predict)")

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = steps.add_parser(
         "prepare",
-        description="Prepares the data of a submission, checks every run against them, and writes down which data its "
+        description="Prepare the data of a submission, check every run against them, and write down which data its "
         "runs are trained on. The data job of kis study submit calls it.",
     )
     parser.add_argument("submission", type=Path, metavar="FOLDER", help="folder of the submission")

@@ -16,8 +16,8 @@ logger = logging.getLogger(__name__)
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = steps.add_parser(
         "work",
-        description="Executes the runs of one task of a submission. Batch scripts of kis study submit call it; "
-        "SLURM_ARRAY_TASK_ID says which task. Exit status 75: told to end before the time limit, and saved.",
+        description="Execute the runs of one task of a submission. Batch scripts of kis study submit call it; "
+        "SLURM_ARRAY_TASK_ID says which task. Exit status 75: stopped before the time limit, with a checkpoint.",
     )
     parser.add_argument("submission", type=Path, metavar="FOLDER", help="folder of the submission")
     parser.add_argument("job", metavar="JOB", help="job of the submission, such as small or large-2x4")
@@ -75,7 +75,7 @@ def _work(options: argparse.Namespace) -> int:
                 )
     tell(ended, runs)
     if ended.signal:
-        logger.info("told by %s", signal.Signals(ended.signal).name)
+        logger.info("received %s", signal.Signals(ended.signal).name)
     requeues = node.Requeues(options.submission, options.job, task)
     node.conclude(ended, sum(map(saved_steps, runs)), requeues, at_most=study.cluster.requeues_without_progress)
     return 0

@@ -135,6 +135,6 @@ def conclude(ended: Progress, steps: int, requeues: Requeues, *, at_most: int) -
         )
     if ended.signal and ended.stopped:
         later = "after a requeue, or when the study is submitted again"
-        raise Stopped(f"told to end; {len(ended.stopped)} runs resume {later}")
+        raise Stopped(f"stopped by a signal; {len(ended.stopped)} runs resume {later}")
     if ended.failed:
         raise JobError(f"{len(ended.failed)} of {ended.total} runs failed and were given up: {', '.join(ended.failed)}")

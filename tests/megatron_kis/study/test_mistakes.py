@@ -77,7 +77,7 @@ MISTAKES: list[tuple[Callable[[Path], None], list[str]]] = [
     (added("triples.tsv", b"caf\xe9\ttown_region\tx\n"), ["triples.tsv:50: not UTF-8 (byte 3", "LATIN1"]),
     (in_encoding("templates.yaml", "utf-16"), ["templates.yaml: is UTF-16, not UTF-8; convert it: iconv"]),
     (in_encoding("study.yaml", "utf-16"), ["study.yaml: is UTF-16, not UTF-8"]),
-    (header("A", "B", "C"), ["triples.tsv:1: is taken for a fact (A, B, C)", "if it is the header, call its columns"]),
+    (header("A", "B", "C"), ["triples.tsv:1: would be read as a fact (A, B, C)", "if it is the header, call its"]),
     (
         header("entity", "relation", "value"),
         ["triples.tsv:1: looks like a header", "data.facts_columns: [subject=NAME]"],
