@@ -9,22 +9,16 @@ from __future__ import annotations
 
 import sys
 
-from megatron_kis.common.ending import tell_starter
-from megatron_kis.common.errors import InputError, KisError, printable
+from megatron_kis.common.ending import status_of_script
+from megatron_kis.common.errors import InputError
 
 
 def main() -> int:
     """Trains, and returns the exit status."""
-    try:
-        _pretrain()
-    except KisError as error:
-        print(f"kis: error: {printable(str(error))}", file=sys.stderr)
-        tell_starter(error.exit_status, str(error))  # torchrun, which says it again at its end
-        return error.exit_status
-    return 0
+    return status_of_script(_pretrain)
 
 
-def _pretrain() -> None:
+def _pretrain() -> int:
     from megatron_kis.megatron_lm.command_line import command_line, in_one_line, script_arguments
     from megatron_kis.megatron_lm.gpt import forward_step, gpt_datasets, use_compiled_helpers
 
@@ -50,6 +44,7 @@ def _pretrain() -> None:
     with in_one_line():
         config = pretrain_cfg_container_from_args(args, gpt_config_from_args(args))
     pretrain(config, infused(gpt_datasets), ModelType.encoder_or_decoder, forward_step)
+    return 0
 
 
 if __name__ == "__main__":
