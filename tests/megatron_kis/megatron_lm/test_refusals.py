@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.run import RunConfig
 from megatron_kis.megatron_lm import add_arguments
 from megatron_kis.megatron_lm.arguments import _refusals, run_of
+from megatron_kis.megatron_lm.beyond import ALWAYS, UNUSUAL, flag_of, other_settings
 from megatron_kis.megatron_lm.command_line import command_line, in_one_line, script_arguments
 from megatron_kis.megatron_lm.provider import check
 from megatron_kis.megatron_lm.settings import _corpora
@@ -236,6 +238,44 @@ def test_a_wrong_argument_is_one_line(megatrons: argparse.ArgumentParser, words:
 def test_what_megatron_refuses_is_one_line(error: Exception, said: str) -> None:
     with pytest.raises(InputError, match=f"Megatron-LM's arguments: {said}; pretrain_kis"), in_one_line():
         raise error
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            "--window-size 8,0",
+            "--window-size: is (8, 0), which no run of this project has; leave",
+        ),
+        ("--lr-warmup-init 1e-4", "--lr-warmup-init: is 0.0001, which no run"),
+        ("--apply-layernorm-1p", "--apply-layernorm-1p: is True, which no run"),
+        ("--softmax-type learnable", "--softmax-type: is learnable, which no run"),
+    ],
+)
+def test_a_run_is_trained_with_nothing_that_it_does_not_have(run_file: Path, words: str, said: str) -> None:
+    assert said in refused("--kis-run", run_file, *words.split())
+
+
+def test_what_only_megatron_has_is_in_the_record_where_it_is_unusual(tiny_data: Path) -> None:
+    args = parsed(*ALONE.format(data=tiny_data).split(), "--kis-frequency", 5, "--window-size", "8,0")
+    usual = parsed(*ALONE.format(data=tiny_data).split(), "--kis-frequency", 5)
+    assert other_settings(args) == {**other_settings(usual), "window_size": "(8, 0)"}
+    assert set(other_settings(usual)) <= set(ALWAYS)
+
+
+def test_the_unusual_arguments_are_megatrons_with_its_defaults() -> None:
+    arguments = pytest.importorskip(
+        "megatron.training.arguments", reason="megatron.training is in megatron-core from 0.19 on (Python 3.12)"
+    )
+    parser = arguments.add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
+    actions = {action.dest: action for action in parser._actions}
+    assert [name for name in UNUSUAL if flag_of(name) not in actions[name].option_strings] == []
+    assert {name: actions[name].default for name in UNUSUAL} == UNUSUAL
+
+
+def test_dtypes_of_megatrons_checks_are_usual() -> None:
+    args = argparse.Namespace(exp_avg_dtype=torch.float32, main_params_dtype="fp32", exp_avg_sq_dtype=torch.float16)
+    assert other_settings(args) == {"exp_avg_sq_dtype": "torch.float16"}
 
 
 @pytest.mark.parametrize("words", ["--train-samples 160", "--lr-warmup-samples=8", "--lr-warmup-fraction 0.1"])
