@@ -9,23 +9,18 @@ from __future__ import annotations
 
 import sys
 
-from megatron_kis.common.ending import tell_starter
-from megatron_kis.common.errors import InputError, KisError, printable
+from megatron_kis.common.ending import status_of_script
+from megatron_kis.common.errors import InputError
 
 
 def main() -> int:
     """Trains, and returns the exit status."""
-    try:
-        _pretrain()
-    except KisError as error:
-        print(f"kis: error: {printable(str(error))}", file=sys.stderr)
-        tell_starter(error.exit_status, str(error))  # torchrun, which says it again at its end
-        return error.exit_status
-    return 0
+    return status_of_script(_pretrain)
 
 
-def _pretrain() -> None:
-    from megatron_kis.megatron_lm.gpt import command_line, forward_step, gpt_datasets, use_compiled_helpers
+def _pretrain() -> int:
+    from megatron_kis.megatron_lm.command_line import command_line, in_one_line, script_arguments
+    from megatron_kis.megatron_lm.gpt import forward_step, gpt_datasets, use_compiled_helpers
 
     sys.argv[1:] = command_line(sys.argv[1:])
 
@@ -39,14 +34,17 @@ def _pretrain() -> None:
         problem = f"this script needs megatron.training of megatron-core 0.19 ({error})"
         raise InputError(problem, remedy=remedy) from error
 
-    from megatron_kis.megatron_lm import add_arguments, infused
+    from megatron_kis.megatron_lm import infused
     from megatron_kis.megatron_lm.provider import check
 
     use_compiled_helpers()
-    args = parse_and_validate_args(extra_args_provider=add_arguments)
+    with in_one_line():
+        args = parse_and_validate_args(extra_args_provider=script_arguments)
     check(args)
-    config = pretrain_cfg_container_from_args(args, gpt_config_from_args(args))
+    with in_one_line():
+        config = pretrain_cfg_container_from_args(args, gpt_config_from_args(args))
     pretrain(config, infused(gpt_datasets), ModelType.encoder_or_decoder, forward_step)
+    return 0
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tests.megatron_kis.ranks import free_port
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +34,34 @@ def test_the_gpt_dataset_example_infuses_exactly_what_it_says(tiny_data: Path, t
     assert ended.stdout.count("16 background facts received 2 to 2 whole exposures") == ranks
     losses = [float(line.rsplit(" ", 1)[1]) for line in ended.stdout.splitlines() if line.startswith("step")]
     assert max(losses[-ranks:]) < min(losses[:ranks])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("infuse_ddp --data nowhere --output out", "kis: error: nowhere/exposures.idx: no such file; "),
+        ("infuse_ddp --data {data} --output out --length 8", "kis: error: exposure_lengths: an exposure of "),
+        ("infuse_trainer --data nowhere --output out", "kis: error: nowhere/exposures.idx: no such file; "),
+        ("infuse_gpt_dataset --data nowhere", "kis: error: nowhere: no such file"),
+        ("infuse_gpt_dataset --data {data} --frequency 100000", "kis: error: infusion_frequency: 16 infused facts x "),
+        (
+            "invented_domain out --minerals 100000",
+            "invented_domain.py: error: --minerals and --districts: at most",
+        ),
+        ("infuse_ddp --data {data} --output out --workers -1", "infuse_ddp.py: error: --workers -1: 0 or more"),
+        ("infuse_ddp --data {data} --output out --steps 0", "infuse_ddp.py: error: argument --steps: '0' is no count"),
+    ],
+)
+def test_wrong_input_ends_an_example_in_one_line(words: str, said: str, tiny_data: Path, tmp_path: Path) -> None:
+    module, *options = words.format(data=tiny_data).split()
+    script = str(ROOT / "run_scripts" / "examples" / f"{module}.py")
+    environment = {**os.environ, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    environment |= {"MASTER_PORT": str(free_port()), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, script, *options]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    assert ended.returncode == 2, ended.stderr
+    assert any(line.startswith(said) for line in ended.stderr.splitlines()), ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def trained(example: str, ranks: int, data: Path, output: Path, *more: str, refused: bool = False) -> str:

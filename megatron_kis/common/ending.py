@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_kis.common.errors import InputError
+from megatron_kis.common.errors import InputError, KisError, printable, system_problem
 from megatron_kis.common.parsing import parse_json
 
 VARIABLE = "KIS_STATUS_FILE"
@@ -62,6 +63,23 @@ def tell_starter(status: int, error: str, *, environment: Mapping[str, str] = os
             content = {"schema": SCHEMA, "status": status, "error": error}
             with open(ours, "x", encoding="utf-8") as file:
                 file.write(json.dumps(content) + "\n")
+
+
+def status_of_script(work: Callable[[], int]) -> int:
+    """Does the work of a script, and returns its exit status; an error is one line and told to torchrun, as in ``kis``.
+
+    Args:
+        work: what the script does; returns its status.
+    """
+    try:
+        return work()
+    except KisError as error:
+        status, message = error.exit_status, str(error)
+    except OSError as error:
+        status, message = KisError.exit_status, system_problem(error)
+    print(f"kis: error: {printable(message)}", file=sys.stderr)
+    tell_starter(status, message)
+    return status
 
 
 def read_ending(path: Path) -> Ending | None:

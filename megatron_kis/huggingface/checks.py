@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,10 @@ from megatron_kis.probes.ragged import Ragged
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
 """Largest mean difference of a token's log-likelihood, nats. A wrong mask or position makes several times as much in a
 trained model; in bfloat16 a logit of 16 is rounded to 0.06."""
+
+_LEAK = {torch.float64: 1e-4, torch.float32: 1e-4}
+"""The same where only tokens of other branches have changed. Shapes are equal then, and so is rounding; for shorter
+types 0.01, as experts share their work."""
 
 _SHORTEST = 8
 """Tokens of the shortest statement on which it is tried whether a model is causal."""
@@ -84,7 +89,31 @@ def why_no_trees(scorer: CausalScorer, model: torch.nn.Module, trees: PackedPref
     difference = float(np.abs(np.concatenate(differences)).mean())
     if difference > _TOLERANCE.get(scorer.dtype, _TOLERANCE[torch.bfloat16]):
         return f"the model does not keep to a 4-D mask and positions (scores of tokens differ by {difference:.2g} nats)"
+    leak = _leak(scorer, tree, found)
+    if leak > _LEAK.get(scorer.dtype, 0.01):
+        return f"the model does not keep to a 4-D mask (other branches change scores of tokens by {leak:.2g} nats)"
     return None
+
+
+def _leak(scorer: CausalScorer, trees: PackedPrefixTrees, log_probs: NDArray[np.float64]) -> float:
+    """Returns how much the scores of a path depend on the tokens of branches before it: nats, mean over its tokens.
+
+    A state of a recurrent layer passes from branch to branch. In a short type its effect may be less than what rounding
+    makes between a tree and single statements.
+
+    Args:
+        scorer: of the model.
+        trees: some statements.
+        log_probs: [E] their scores.
+    """
+    rows = np.searchsorted(trees.edge_starts, trees.paths.values[trees.paths.starts[:-1]], side="right") - 1
+    row = int(np.bincount(rows).argmax())
+    edges = trees.paths[int(np.flatnonzero(rows == row)[-1])]
+    tokens = trees.tokens.copy()
+    others = np.setdiff1d(np.arange(trees.counts[row]), trees.places[edges])
+    tokens[row, others] = (tokens[row, others] + 1) % scorer.vocabulary
+    found = scorer.score(replace(trees, tokens=tokens), quiet=True).log_probs
+    return float(np.abs(found[edges] - log_probs[edges]).mean())
 
 
 def _of_config(model: torch.nn.Module, longest: int) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What ``pretrain()`` needs of a script that trains a GPT: command line, forward step, compiled helpers.
+"""What ``pretrain()`` needs of a script that trains a GPT: datasets, forward step, compiled helpers.
 
 Megatron-LM's ``pretrain_gpt.py`` has these in its repository; the package megatron-core, which contains
 ``megatron.training``, has not. ``forward_step`` is the part of it that plain GPT training uses.
@@ -6,7 +6,6 @@ Megatron-LM's ``pretrain_gpt.py`` has these in its repository; the package megat
 
 from __future__ import annotations
 
-import argparse
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,35 +14,7 @@ from typing import Any
 import torch
 
 from megatron_kis.common.errors import InputError
-from megatron_kis.data.general_text import ValidationText
-from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
-from megatron_kis.megatron_lm.arguments import add_arguments, run_of
 from megatron_kis.megatron_lm.samples import needs_data
-from megatron_kis.megatron_lm.settings import arguments_of
-
-
-def command_line(words: Sequence[str]) -> list[str]:
-    """Returns Megatron-LM's arguments: with ``--kis-run`` those of the run first, so that later words replace them.
-
-    Args:
-        words: the script's arguments.
-
-    Raises:
-        InputError: the run's file, tokenizer or validation text is wrong or missing.
-    """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--tensor-model-parallel-size", dest="tensor", type=int)
-    args, _ = add_arguments(parser).parse_known_args(words)
-    if args.kis_run is None:
-        return list(words)
-    config = run_of(args)
-    if args.tensor:
-        config = config.replace(parallel=config.parallel.replace(tensor=args.tensor))
-    length = config.training.sequence_length
-    tokenizer = load_tokenizer(config.data.tokenizer)
-    text = ValidationText(config.data.validation, sequence_length=length, max_tokens=config.validation.max_tokens)
-    own = arguments_of(config, vocabulary=tokenizer.vocab_size, eod_id=tokenizer.eod_id, validation_sequences=len(text))
-    return [*own, *words]
 
 
 def use_compiled_helpers() -> None:

@@ -18,11 +18,12 @@ from megatron_kis.common.jsonl_log import JsonLines
 from megatron_kis.config.run import RunConfig
 from megatron_kis.data.general_text import Epochs
 from megatron_kis.distributed.collectives import gather, together
+from megatron_kis.megatron_lm.beyond import other_settings
 from megatron_kis.megatron_lm.feed import Feed
 from megatron_kis.megatron_lm.hooks import Hooks
 from megatron_kis.megatron_lm.model import MegatronModel, layout_here, whole_weights
 from megatron_kis.megatron_lm.resumption import read_progress, write_progress
-from megatron_kis.megatron_lm.settings import other_settings, precision_of
+from megatron_kis.megatron_lm.settings import precision_of
 from megatron_kis.training.artifacts import keep_inputs, kept_files
 from megatron_kis.training.callbacks.base import RunState
 from megatron_kis.training.callbacks.metrics import MetricsCallback, Throughput

@@ -12,6 +12,7 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.config.run import RunConfig
 from megatron_kis.config.vocabulary import VOCABULARY_MULTIPLE
 from megatron_kis.engine.lr_schedule import peak_rate
+from megatron_kis.megatron_lm.beyond import check_others
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,7 @@ def check_settings(args: argparse.Namespace, config: RunConfig) -> None:
                 where=setting.flag,
                 remedy=f"use {setting.flag}{value}" if setting.given else f"leave out {setting.flag}",
             )
+    check_others(args)
     flag, sequences = train_sequences(args)
     training = config.training
     planned = training.steps * training.global_batch_size
@@ -253,39 +255,6 @@ def content_of(args: argparse.Namespace) -> dict[str, Any]:
 def precision_of(args: argparse.Namespace) -> str:
     """Returns the precision that Megatron-LM's arguments ask for."""
     return "fp8" if args.fp8 else "bf16" if args.bf16 else "fp32"
-
-
-OTHER = (
-    "optimizer",
-    "lr_decay_style",
-    "lr_decay_iters",
-    "lr_decay_samples",
-    "lr_wsd_decay_style",
-    "normalization",
-    "swiglu",
-    "squared_relu",
-    "add_bias_linear",
-    "position_embedding_type",
-    "rotary_percent",
-    "kv_channels",
-    "qk_layernorm",
-    "multi_latent_attention",
-    "attention_dropout",
-    "hidden_dropout",
-    "num_experts",
-    "moe_router_topk",
-    "moe_ffn_hidden_size",
-    "mtp_num_layers",
-    "weight_decay_incr_style",
-    "reset_position_ids",
-    "split",
-)
-"""Arguments that can change a result and have no key in a run's configuration."""
-
-
-def other_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the settings that can change a result and that only Megatron-LM has."""
-    return {name: value for name in OTHER if (value := getattr(args, name, None)) not in (None, False)}
 
 
 def _optimizer(args: argparse.Namespace, steps: int) -> dict[str, Any]:

@@ -25,6 +25,8 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from megatron_kis.common.ending import status_of_script
+from megatron_kis.common.units import whole_quantity
 from megatron_kis.data import BackgroundFacts, ExposurePlan, InfusedDataset, InfusedFacts, TokenBudget
 from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.data.general_text import GeneralText
@@ -53,10 +55,7 @@ class Model(nn.Module):
 def main() -> int:
     """Trains, and says what every fact received."""
     parser = _parser()
-    options = parser.parse_args()
-
-    if "LOCAL_RANK" not in os.environ:
-        parser.error("start it with torchrun, also for one process")
+    options = _options(parser)
     device = _join()
     rank, ranks = dist.get_rank(), dist.get_world_size()
     if options.batch % ranks:
@@ -147,19 +146,28 @@ def _save(state: dict[str, Any], path: Path) -> None:
     path.with_suffix(".partial").replace(path)
 
 
+def _options(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    options = parser.parse_args()
+    if options.workers < 0:
+        parser.error(f"--workers {options.workers}: 0 or more")
+    if "LOCAL_RANK" not in os.environ:
+        parser.error("start it with torchrun, also for one process")
+    return options
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="corpus, exposures and tokenizer")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where checkpoint.pt is")
-    parser.add_argument("--steps", type=int, default=50, help="optimizer steps of the whole run")
-    parser.add_argument("--batch", type=int, default=8, help="sequences per step, of all ranks together")
-    parser.add_argument("--length", type=int, default=128, help="tokens per sequence")
+    parser.add_argument("--steps", type=whole_quantity, default=50, help="optimizer steps of the whole run")
+    parser.add_argument("--batch", type=whole_quantity, default=8, help="sequences per step, of all ranks together")
+    parser.add_argument("--length", type=whole_quantity, default=128, help="tokens per sequence")
     parser.add_argument("--frequency", type=int, default=5, help="exposures of each infused fact")
     parser.add_argument("--background", type=int, default=5, help="exposures of each background fact, at F = 0")
     parser.add_argument("--workers", type=int, default=2, help="processes per rank that read data")
-    parser.add_argument("--stop-after", type=int, metavar="STEP", help="save there, and end")
+    parser.add_argument("--stop-after", type=whole_quantity, metavar="STEP", help="save there, and end")
     return parser
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of_script(main))

@@ -19,6 +19,8 @@ from types import SimpleNamespace
 
 import torch
 
+from megatron_kis.common.ending import status_of_script
+from megatron_kis.common.units import whole_quantity
 from megatron_kis.config.ladder import ModelShape
 from megatron_kis.config.run import OptimizerConfig
 from megatron_kis.config.vocabulary import padded_vocabulary
@@ -43,9 +45,9 @@ def main() -> int:
     """Builds the datasets, trains, and prints what every fact received."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="corpus, exposures and tokenizer")
-    parser.add_argument("--steps", type=int, default=50, help="optimizer steps")
-    parser.add_argument("--batch", type=int, default=8, help="sequences per step")
-    parser.add_argument("--length", type=int, default=128, help="tokens per sequence")
+    parser.add_argument("--steps", type=whole_quantity, default=50, help="optimizer steps")
+    parser.add_argument("--batch", type=whole_quantity, default=8, help="sequences per step")
+    parser.add_argument("--length", type=whole_quantity, default=128, help="tokens per sequence")
     parser.add_argument("--frequency", type=int, default=5, help="exposures of each infused fact")
     parser.add_argument("--background", type=int, default=3, help="exposures of each background fact")
     options = parser.parse_args()
@@ -123,4 +125,4 @@ def _gpt_dataset(prefix: Path, tokenizer: Tokenizer, *, length: int, samples: in
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of_script(main))

@@ -26,6 +26,8 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from megatron_kis.common.ending import status_of_script
+from megatron_kis.common.units import whole_quantity
 from megatron_kis.data import BackgroundFacts, ExposurePlan, InfusedDataset, InfusedFacts, TokenBudget
 from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.data.general_text import GeneralText
@@ -103,15 +105,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="corpus, exposures and tokenizer")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where checkpoints are")
-    parser.add_argument("--steps", type=int, default=50, help="optimizer steps of the whole run")
-    parser.add_argument("--batch", type=int, default=8, help="sequences per step, of all ranks together")
-    parser.add_argument("--accumulate", type=int, default=1, help="micro-batches per step")
-    parser.add_argument("--length", type=int, default=128, help="tokens per sequence")
+    parser.add_argument("--steps", type=whole_quantity, default=50, help="optimizer steps of the whole run")
+    parser.add_argument("--batch", type=whole_quantity, default=8, help="sequences per step, of all ranks together")
+    parser.add_argument("--accumulate", type=whole_quantity, default=1, help="micro-batches per step")
+    parser.add_argument("--length", type=whole_quantity, default=128, help="tokens per sequence")
     parser.add_argument("--frequency", type=int, default=5, help="exposures of each infused fact")
     parser.add_argument("--background", type=int, default=5, help="exposures of each background fact, at F = 0")
     parser.add_argument("--workers", type=int, default=2, help="processes per rank that read data")
-    parser.add_argument("--stop-after", type=int, metavar="STEP", help="save there, and end")
+    parser.add_argument("--stop-after", type=whole_quantity, metavar="STEP", help="save there, and end")
     options = parser.parse_args()
+    if options.workers < 0:
+        parser.error(f"--workers {options.workers}: 0 or more")
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if options.batch % (ranks * options.accumulate):  # or some sequences would be read twice, to fill the last batch
         parser.error(f"--batch {options.batch} cannot be divided by {ranks} ranks * {options.accumulate} micro-batches")
@@ -174,4 +178,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of_script(main))

@@ -16,6 +16,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from megatron_kis.common.ending import status_of_script
+from megatron_kis.common.units import whole_quantity
+
 _ONSETS = ["b", "br", "d", "dr", "f", "g", "gr", "k", "kl", "l", "m", "n", "p", "pr", "r", "s", "st", "t", "tr", "v"]
 _VOWELS = ["a", "e", "i", "o", "u"]
 _ENDS = ["n", "r", "l", "s", "m", "nd", "rt"]
@@ -69,13 +72,16 @@ def main() -> int:
     """Writes what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where to write the three files")
-    parser.add_argument("--minerals", type=int, default=5000, help="facts (5000)")
-    parser.add_argument("--districts", type=int, default=60, help="different objects (60)")
-    parser.add_argument("--documents", type=int, default=8000, help="documents of general text (8000)")
+    parser.add_argument("--minerals", type=whole_quantity, default=5000, help="facts (5000)")
+    parser.add_argument("--districts", type=whole_quantity, default=60, help="different objects (60)")
+    parser.add_argument("--documents", type=whole_quantity, default=8000, help="documents of general text (8000)")
     options = parser.parse_args()
+    names = (len(_ONSETS) * len(_VOWELS)) ** 2 * len(_ENDS)
+    if options.minerals + options.districts > names // 2:  # the last ones would take ever longer to find
+        parser.error(f"--minerals and --districts: at most {names // 2:,} names together")
     write(options.folder, minerals=options.minerals, districts=options.districts, documents=options.documents)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of_script(main))

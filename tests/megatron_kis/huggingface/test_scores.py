@@ -202,6 +202,20 @@ def test_a_model_in_a_shorter_type_is_asked_in_trees_too(dtype: torch.dtype, que
     assert np.abs(answers.result.scores[:, STATEMENT] - exact).mean() < 1
 
 
+def test_a_state_that_passes_from_branch_to_branch_is_found_in_a_shorter_type(questions: QuestionSet) -> None:
+    class Hybrid(type(make_model("llama", TREES["llama"]))):  # type: ignore[misc]
+        def forward(self, input_ids: Any = None, attention_mask: Any = None, position_ids: Any = None) -> Any:
+            table = self.get_input_embeddings()(input_ids)
+            before = table.float().cumsum(1) - table  # whatever the mask says
+            given = {"attention_mask": attention_mask, "position_ids": position_ids}
+            return super().forward(inputs_embeds=(table + 0.005 * before).to(table), **given)
+
+    model = make_model("llama", TREES["llama"])
+    model.__class__ = Hybrid
+    answers = probe_model(model.bfloat16(), None, questions)
+    assert "other branches change scores of tokens by" in answers.computed["because"]
+
+
 def test_questions_that_do_not_fit_are_refused(questions: QuestionSet) -> None:
     short = make_model("gpt2", {**TREES["gpt2"], "n_positions": 16})
     with pytest.raises(InputError, match=r"questions are longer than 16 tokens.* a model with more positions"):

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.run import RunConfig
 from megatron_kis.megatron_lm import add_arguments
 from megatron_kis.megatron_lm.arguments import _refusals, run_of
-from megatron_kis.megatron_lm.gpt import command_line
+from megatron_kis.megatron_lm.beyond import ALWAYS, UNUSUAL, flag_of, other_settings
+from megatron_kis.megatron_lm.command_line import command_line, in_one_line, script_arguments
 from megatron_kis.megatron_lm.provider import check
 from megatron_kis.megatron_lm.settings import _corpora
 from megatron_kis.run_scripts import pretrain_kis
@@ -183,6 +185,104 @@ def test_the_script_says_which_megatron_it_needs(
     said = capsys.readouterr().err
     assert said.startswith("kis: error: this script needs megatron.training of megatron-core 0.19 (")
     assert len(said.splitlines()) == 1
+
+
+@pytest.fixture
+def megatrons() -> argparse.ArgumentParser:
+    """A parser as Megatron-LM's: with an argument whose help argparse cannot print."""
+    parser = argparse.ArgumentParser("pretrain_kis.py", allow_abbrev=False)
+    parser.add_argument("--headroom", type=float, default=1.1, help="headroom (e.g. 1.10 = 10%), default %(default)s")
+    return parser
+
+
+def test_the_help_of_the_script_is_printed(megatrons: argparse.ArgumentParser) -> None:
+    printed = script_arguments(megatrons).format_help()
+    assert "1.10 = 10%)" in printed
+    assert "--kis-run RUN.yaml" in printed
+    assert command_line(["--help", "--kis-run", "nowhere.yaml"]) == ["--help", "--kis-run", "nowhere.yaml"]
+
+
+def test_megatrons_own_help_is_printed() -> None:
+    arguments = pytest.importorskip(
+        "megatron.training.arguments", reason="megatron.training is in megatron-core from 0.19 on (Python 3.12)"
+    )
+    parser = arguments.add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
+    assert "--kis-frequency F" in script_arguments(parser).format_help()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            "--kis-frequncy 5",
+            "Megatron-LM's arguments: unrecognized arguments: --kis-frequncy 5; did you mean '--kis-frequency'?",
+        ),
+        ("--headroom=1 --nothing", "unrecognized arguments: --nothing; pretrain_kis.py --help lists them"),
+        ("--headroom x", "argument --headroom: invalid float value: 'x'; pretrain_kis.py --help lists them"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(megatrons: argparse.ArgumentParser, words: str, said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        script_arguments(megatrons).parse_args(words.split())
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (AssertionError("expected\n  iteration-based training"), "expected iteration-based training"),
+        (ValueError("heads"), "heads"),
+        (AssertionError(), r"refused by .*test_refusals\.py:\d+"),
+    ],
+)
+def test_what_megatron_refuses_is_one_line(error: Exception, said: str) -> None:
+    with pytest.raises(InputError, match=f"Megatron-LM's arguments: {said}; pretrain_kis"), in_one_line():
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            "--window-size 8,0",
+            "--window-size: is (8, 0), which no run of this project has; leave",
+        ),
+        ("--lr-warmup-init 1e-4", "--lr-warmup-init: is 0.0001, which no run"),
+        ("--apply-layernorm-1p", "--apply-layernorm-1p: is True, which no run"),
+        ("--softmax-type learnable", "--softmax-type: is learnable, which no run"),
+    ],
+)
+def test_a_run_is_trained_with_nothing_that_it_does_not_have(run_file: Path, words: str, said: str) -> None:
+    assert said in refused("--kis-run", run_file, *words.split())
+
+
+def test_what_only_megatron_has_is_in_the_record_where_it_is_unusual(tiny_data: Path) -> None:
+    args = parsed(*ALONE.format(data=tiny_data).split(), "--kis-frequency", 5, "--window-size", "8,0")
+    usual = parsed(*ALONE.format(data=tiny_data).split(), "--kis-frequency", 5)
+    assert other_settings(args) == {**other_settings(usual), "window_size": "(8, 0)"}
+    assert set(other_settings(usual)) <= set(ALWAYS)
+
+
+def test_the_unusual_arguments_are_megatrons_with_its_defaults() -> None:
+    arguments = pytest.importorskip(
+        "megatron.training.arguments", reason="megatron.training is in megatron-core from 0.19 on (Python 3.12)"
+    )
+    parser = arguments.add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
+    actions = {action.dest: action for action in parser._actions}
+    assert [name for name in UNUSUAL if flag_of(name) not in actions[name].option_strings] == []
+    assert {name: actions[name].default for name in UNUSUAL} == UNUSUAL
+
+
+def test_dtypes_of_megatrons_checks_are_usual() -> None:
+    args = argparse.Namespace(exp_avg_dtype=torch.float32, main_params_dtype="fp32", exp_avg_sq_dtype=torch.float16)
+    assert other_settings(args) == {"exp_avg_sq_dtype": "torch.float16"}
+
+
+@pytest.mark.parametrize("words", ["--train-samples 160", "--lr-warmup-samples=8", "--lr-warmup-fraction 0.1"])
+def test_a_run_is_described_in_steps(run_file: Path, words: str) -> None:
+    flag = words.replace("=", " ").split()[0]
+    with pytest.raises(InputError, match=rf"{flag}: does not go with --kis-run .*, which says it in steps; leave it"):
+        command_line(["--kis-run", str(run_file), *words.split()])
 
 
 def test_settings_of_several_arguments_count(run_file: Path) -> None:
