@@ -189,6 +189,9 @@ class CsvLine:
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d{1,3})?%?", re.I | re.A)
 
 
+_QUOTED = re.compile(r'"[^"\n]*"([;\t])')  # a first name in quotes, which another separator follows
+
+
 def read_table(
     path: Path,
     needed: Sequence[str] = (),
@@ -210,6 +213,8 @@ def read_table(
     text = read_text(path).removeprefix("\ufeff")
     if not text.strip():
         raise InputError("is empty", where=f"{path}:1", remedy=_header_remedy(needed))
+    if quoted := _QUOTED.match(text):
+        _check_kind([quoted[1]], f"{path}:1", needed, {})
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     lines = _lines(reader, path)
     header = [name.strip() for name in next(lines)]

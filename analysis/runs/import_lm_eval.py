@@ -58,6 +58,8 @@ class Imported:
     """(group, split, scoring rule) -> ``metric of task``."""
     left_out: set[str] = field(default_factory=set)
     """Tasks that are of no group."""
+    questions: dict[str, tuple[int, Path]] = field(default_factory=dict)
+    """Task -> number of its questions, and where that was read first."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,15 @@ def import_lm_eval(runs: Path, choices: Choices) -> Imported:
     """
     imported = Imported(pd.DataFrame())
     known = ("results", *RUN_NEEDED, *RUN_OPTIONAL)
-    rows = [
-        row
-        for line in read_table(runs, ("results", *RUN_NEEDED), known)
-        for row in _rows(line, _evaluation(line), choices, imported)
-    ]
+    rows: list[CsvLine] = []
+    used: dict[Path, int] = {}
+    for line in read_table(runs, ("results", *RUN_NEEDED), known):
+        tasks = _evaluation(line)
+        for path in {task.path.resolve() for task in tasks.values()}:
+            if (before := used.setdefault(path, line.line)) != line.line:
+                remedy = "the evaluation of this run's own model"
+                raise line.error("results", f"{line.cells['results']} is read in line {before}, too", remedy)
+        rows += _rows(line, tasks, choices, imported)
     imported.table = table_of_lines(rows)
     return imported
 
@@ -106,7 +112,12 @@ def _rows(line: CsvLine, tasks: Mapping[str, _Task], choices: Choices, imported:
     taken: set[str] = set()
 
     def take(key: tuple[str, str, str], name: str, metric: str) -> None:
-        sums[key].append(_count(tasks[name], metric, choices))
+        count = _count(tasks[name], metric, choices)
+        n, path = imported.questions.setdefault(name, (count.n, tasks[name].path))
+        if n != count.n:
+            problem = f"task {name!r} has {count.n} questions, and {n} in {path}"
+            raise InputError(problem, where=str(tasks[name].path), remedy="ask all models the same questions (--limit)")
+        sums[key].append(count)
         imported.tasks[key].add(f"{metric.removesuffix(',none')} of {name}")
         taken.add(name)
 
@@ -182,6 +193,9 @@ def _evaluation(line: CsvLine) -> dict[str, _Task]:
             raise line.error("results", f"{line.cells['results']} has evaluations of several models", remedy)
         for name in content["results"]:
             _mapping(content["results"], name, path)
+            if name in tasks and tasks[name].path.parent != path.parent:
+                remedy = f"name one of them: {tasks[name].path.parent} or {path.parent}"
+                raise line.error("results", f"{line.cells['results']} has {name!r} in several folders", remedy)
             tasks[name] = _Task(name, path, content, _samples(path, name))
     if not tasks:
         remedy = "the folder that lm-eval wrote with --output_path"

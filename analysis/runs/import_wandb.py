@@ -19,7 +19,7 @@ from megatron_kis.common.errors import InputError, nearest
 from megatron_kis.common.units import parse_count
 
 _ANSWERS = ("n", "correct", "rate", "facts", "chance", *FINER_COLUMNS)
-_STATE, _FINISHED = "State", "finished"
+_STATES, _FINISHED = ("State", "state"), "finished"
 _SHARE = "a share from 0 to 1: divide percentages by 100"
 _OF_A_CHART = ("__MIN", "__MAX")
 
@@ -55,12 +55,13 @@ def import_wandb(path: Path, run: Sequence[str], groups: Sequence[Asked]) -> tup
             remedy = "n=COLUMN (or a number), and correct=COLUMN or rate=COLUMN"
             raise InputError("needs the number of questions, and of right answers", where=flag, remedy=remedy)
         asked.append((group, columns))
-    finished = [line for line in lines if line.cells.get(_STATE, "") in ("", _FINISHED)]
+    state = next((name for name in _STATES if name in header), _STATES[0])
+    finished = [line for line in lines if line.cells.get(state, "") in ("", _FINISHED)]
     if not finished:
-        remedy = f"export finished runs ({_STATE}: {_FINISHED})"
+        remedy = f"export finished runs ({state}: {_FINISHED})"
         raise InputError("no run is finished", where=str(path), remedy=remedy)
     rows = (_row(line, {**about, **columns}, group) for line in finished for group, columns in asked)
-    left = [f"line {line.line} ({line.cells[_STATE]})" for line in lines if line not in finished]
+    left = [f"line {line.line} ({line.cells[state]})" for line in lines if line not in finished]
     return table_of_lines(rows), left
 
 

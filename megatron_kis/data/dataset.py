@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from typing import Protocol
 
 import numpy as np
@@ -130,7 +131,7 @@ class InfusedDataset(Dataset[Sample]):
         Megatron-LM's samplers fill a batch up with None. It stands for the first sequence without a loss, as in
         Megatron-Core's ``GPTDataset``: it is no exposure, and a ledger must not be shown it.
         """
-        numbers = [sequence or 0 for sequence in sequences]
+        numbers = [0 if sequence is None else index(sequence) for sequence in sequences]  # samplers give any integers
         self.plan.prefetch(numbers)
         samples = self.read(numbers, [self.plan[number] for number in numbers])
         for sequence, sample in zip(sequences, samples, strict=True):

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -143,7 +144,7 @@ class ExposurePlan:
         """
         if not 0 <= sequence < len(self):
             raise IndexError(sequence)
-        return self._blocks.layout_of(sequence)
+        return self._blocks.layout_of(index(sequence))
 
     def prefetch(self, sequences: Sequence[int]) -> None:
         """Builds what ``sequences`` need in one pass, which takes much less time than one by one."""

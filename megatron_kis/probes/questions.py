@@ -12,6 +12,7 @@ import numpy as np
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import read_json_lines
+from megatron_kis.common.terms import SPLITS
 from megatron_kis.probes.table import Option, Question, QuestionColumns, QuestionTable
 
 __all__ = ["Option", "Question", "QuestionSet", "check_lengths", "read_questions"]
@@ -126,6 +127,8 @@ def read_questions(path: Path, templates: Mapping[Any, int | None]) -> QuestionS
     columns = QuestionColumns()
     for number, row in rows:
         try:
+            if row["split"] not in SPLITS:
+                raise ValueError(f"split is {row['split']!r}, none of {', '.join(SPLITS)}")
             limit = templates.get(row["split"], 0)
             if limit is None or row["template"] < limit:
                 _add(columns, row)
@@ -139,6 +142,8 @@ def _add(columns: QuestionColumns, row: dict[str, Any]) -> None:
     answer = index(row["answer"])
     if not 0 <= answer < len(options) or len(options) < 2:
         raise ValueError("the answer is not among at least two options")
+    if len({option["text"] for option in options}) < len(options):
+        raise ValueError("an option is given twice")
     columns.add(row["fact"], row["group"], row["relation"], row["split"], row["template"], answer, len(options))
     for at, option in enumerate((*options, *aliases)):
         text, tokens = option["text"], option["tokens"]

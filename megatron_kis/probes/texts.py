@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import read_json_lines
 from megatron_kis.common.terms import SPLITS
@@ -43,6 +45,7 @@ def questions_for(
     if not len(found.table):
         remedy = "make them with kis data questions" if templates is None else "choose other templates"
         raise InputError("has no questions", where=str(path), remedy=remedy)
+    _refuse_repeated(found, path)
     if made_with(tokenizer, found.tokenizer_fingerprint, found.header.get("eod_id")):
         return found
     header = {
@@ -61,6 +64,21 @@ def questions_for(
         for name, own, span in zip(_names(row), tokens, spans.tolist(), strict=True):
             columns.add_option(name, own, span)
     return QuestionSet(header, columns.table(), strengths=found.strengths)
+
+
+def _refuse_repeated(questions: QuestionSet, path: Path) -> None:
+    """Refuses a fact that is asked twice with one template, as in files that were joined: it would weigh twice.
+
+    Raises:
+        InputError: names the fact.
+    """
+    table = questions.table
+    keys = np.stack([table.fact.codes, table.split.codes, table.template], axis=1)
+    _, first, counts = np.unique(keys, axis=0, return_index=True, return_counts=True)
+    if (counts > 1).any():
+        at = int(first[counts > 1].min())
+        problem = f"asks twice about fact {table.fact[at]!r} with template {table.template[at]} of {table.split[at]}"
+        raise InputError(problem, where=str(path), remedy="keep one of the questions")
 
 
 def _drafts(path: Path, templates: Mapping[Any, int | None]) -> Iterator[tuple[dict[str, Any], list[Rendered]]]:

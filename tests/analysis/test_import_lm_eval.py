@@ -100,6 +100,12 @@ def spoilt(folder: Path, how: str) -> None:
         samples.write_text("".join(json.dumps(sample(right)) + "\n" for right in (1, 0.5, 0.5)))
     if how == "models":
         evaluate(folder / "out", {"t": [1]}, model="other")
+    if how in ("again", "limit"):
+        evaluate(folder / "x", {"t": [1, 0, 1] if how == "again" else [1, 0]})
+    if how == "link":
+        (folder / "x").symlink_to(folder / "out")
+    if how == "steps":
+        evaluate(folder / "out" / "step2", {"t": [1, 1, 1]}, date="2026-02-02T00-00-00.5")
     if how == "no results":
         results.unlink()
     if how == "no JSON":
@@ -133,7 +139,21 @@ def spoilt(folder: Path, how: str) -> None:
         ("", "out,1e6,1e6,0,0", ["--group", "infused", "t", "t"], r"--group infused/held_out: counts task 't' twice"),
         ("", "out,1e6,1e6,0,0", ["--group", "infused", "t", "--metric", "em"], r"has no metric em; --metric acc,none"),
         ("", "out,1e6,1e6,0,0", ["--group", "infused", "t", "--fact", "id"], r"jsonl:1: its 'doc' has no 'id'"),
-        ("", "out,1e6,1e6,0,0\nout,1e6,1e6,0,0", ["--group", "infused", "t"], r"runs.csv:3: .*the same run as line 2"),
+        (
+            "",
+            "out,1e6,1e6,0,0\nout,1e6,1e6,0,0",
+            ["--group", "infused", "t"],
+            r"runs.csv:3: .*out is read in line 2, too",
+        ),
+        ("again", "out,1e6,1e6,0,0\nx,1e6,1e6,0,0", ["--group", "infused", "t"], r"csv:3: .*the same run as line 2"),
+        ("link", "out,1e6,1e6,0,0\nx,1e6,1e6,5,0", ["--group", "infused", "t"], r"csv:3: .* x is read in line 2, too"),
+        (
+            "limit",
+            "out,1e6,1e6,0,0\nx,1e6,1e6,5,0",
+            ["--group", "infused", "t"],
+            r"'t' has 2 questions, and 3 in ",
+        ),
+        ("steps", "out,1e6,1e6,0,0", ["--group", "infused", "t"], r"csv:2: .*out has 't' in several folders; name one"),
         ("torn", "out,1e6,1e6,0,0", ["--group", "infused", "t"], r"samples_t_.*jsonl:3: malformed JSON line"),
         (
             "short",

@@ -51,6 +51,20 @@ def test_finished_runs_become_rows_of_counts(
     ]
 
 
+def test_the_state_of_a_run_may_be_written_small(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    export = EXPORT.replace('"State"', '"state"').replace('"","","",""', '"0.25","600","430","3.1"')
+    (tmp_path / "export.csv").write_text(export)
+    assert kis(tmp_path / "export.csv", *RUN, *INFUSED, "--output", tmp_path / "c.csv") == 0
+    assert set(load_curves_csv(tmp_path / "c.csv")["frequency"]) == {0, 20}
+    assert "line 4 (crashed)" in caplog.text
+
+
+def test_other_separators_between_quoted_names_are_named(tmp_path: Path) -> None:
+    (tmp_path / "export.csv").write_text(EXPORT.replace('","', '";"'))
+    with pytest.raises(InputError, match=r"export.csv:1: the columns are separated by semicolons; separate them by"):
+        kis(tmp_path / "export.csv", *RUN, *INFUSED, "--output", tmp_path / "c.csv")
+
+
 @pytest.mark.parametrize(
     ("change", "options", "said"),
     [

@@ -421,6 +421,13 @@ def test_an_infusion_too_large_for_the_data_names_the_largest(store: ExposureSto
         dataset_of(store, text, 5000)
 
 
+@pytest.mark.parametrize("kind", [np.int64, np.int32, torch.tensor])
+def test_a_sampler_may_give_any_kind_of_integer(store: ExposureStore, text: GeneralText, kind: Any) -> None:
+    wanted = dataset_of(store, text, 6)
+    assert torch.equal(dataset_of(store, text, 6)[kind(9)]["tokens"], wanted[9]["tokens"])
+    assert dataset_of(store, text, 6).plan[kind(9)] == wanted.plan[9]
+
+
 def test_none_pads_a_batch_with_a_sequence_that_has_no_loss(store: ExposureStore, text: GeneralText) -> None:
     dataset = dataset_of(store, text, 6)
     first = dataset[0]

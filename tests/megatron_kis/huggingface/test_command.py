@@ -229,6 +229,8 @@ def break_(asked: Asked, folder: Path, how: str) -> tuple[Path, Path]:
             config["max_position_embeddings"] = 8
         case "few rows":
             config["vocab_size"] = 200
+        case "joined":
+            questions.write_text("".join(f"{row}\n" for row in (header, *rows, rows[2])), encoding="utf-8")
         case "no questions file":
             questions.unlink()
         case "no questions":
@@ -266,6 +268,7 @@ DAMAGE = {
     "no tokenizer": "has no tokenizer; expected one of tokenizer.json",
     "short": "questions are longer than 8 tokens",
     "few rows": "and the model knows 200; make the questions with the tokenizer of this model",
+    "joined": "questions.jsonl: asks twice about fact 'capital/",
     "no questions file": "questions.jsonl",
     "no questions": "has no questions; make them with kis data questions",
     "empty": "schema is None",

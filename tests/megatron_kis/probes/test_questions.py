@@ -83,6 +83,8 @@ def test_a_question_is_read_as_it_stands(tmp_path: Path) -> None:
         {**ROW, "options": [ROW["options"][0], {"text": "b", "tokens": [3, "x"], "span": [0, 1]}]},
         {**ROW, "options": [ROW["options"][0], {"text": "", "tokens": [3, 4], "span": [0, 1]}]},
         {**ROW, "options": "ab"},
+        {**ROW, "options": [ROW["options"][0], ROW["options"][0]]},
+        {**ROW, "split": "test"},
     ],
     ids=str,
 )
