@@ -31,6 +31,25 @@ def write_progress(args: argparse.Namespace, iteration: int, content: Mapping[st
     write_json(file_of(args.save, iteration), {"schema": SCHEMA, "step": iteration, "files": {}, **content})
 
 
+def start_of(args: argparse.Namespace) -> str | None:
+    """Returns the checkpoint whose weights a run began with; None for random ones.
+
+    A run that is resumed began with what the checkpoint's file says.
+
+    Args:
+        args: Megatron-LM's arguments, after the model was loaded.
+    """
+    if args.iteration:
+        path = file_of(args.load, args.iteration)
+        settings = read_json(path, SCHEMA, keys=_KEYS)["identity"]["settings"] if path.is_file() else {}
+        found: str | None = settings.get("megatron_lm", {}).get("start")
+        return found
+    for folder in (args.load, getattr(args, "pretrained_checkpoint", None)):
+        if folder and (Path(folder) / "latest_checkpointed_iteration.txt").is_file():
+            return str(Path(folder).absolute())
+    return None
+
+
 def read_progress(args: argparse.Namespace, identity: Mapping[str, Any]) -> Checkpoint | None:
     """Returns what was kept with the checkpoint that Megatron-LM has loaded; None if training begins.
 
@@ -44,7 +63,9 @@ def read_progress(args: argparse.Namespace, identity: Mapping[str, Any]) -> Chec
     if not args.iteration:
         return None
     path = file_of(args.load, args.iteration)
-    otherwise = "or begin again from its weights with --finetune"
+    otherwise = "or begin a new run: without --load, in a folder of its own"
+    if args.kis_run is None:
+        otherwise = "or begin again from its weights with --finetune"
     where = f"--load {args.load}"
     if not path.is_file():
         raise InputError(

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from megatron_kis.common.errors import JobError
+from megatron_kis.common.errors import InputError, JobError
 from megatron_kis.common.files import fingerprint, locked
 from megatron_kis.common.jsonl_log import JsonLines
 from megatron_kis.config.run import RunConfig
@@ -22,7 +22,7 @@ from megatron_kis.megatron_lm.beyond import other_settings
 from megatron_kis.megatron_lm.feed import Feed
 from megatron_kis.megatron_lm.hooks import Hooks
 from megatron_kis.megatron_lm.model import MegatronModel, layout_here, whole_weights
-from megatron_kis.megatron_lm.resumption import read_progress, write_progress
+from megatron_kis.megatron_lm.resumption import read_progress, start_of, write_progress
 from megatron_kis.megatron_lm.settings import precision_of
 from megatron_kis.training.artifacts import keep_inputs, kept_files
 from megatron_kis.training.callbacks.base import RunState
@@ -57,7 +57,7 @@ class Session:
         self._skipped: list[int] = []
         self._metrics: JsonLines | None = None
         self._stack = ExitStack()
-        self._other = {} if args.kis_run is not None else {"megatron_lm": other_settings(args)}
+        self._other = self._other_settings()
         self._precision = precision_of(args)
         self._identity = identity(
             config,
@@ -68,6 +68,23 @@ class Session:
         self._identity["settings"] = {**self._identity["settings"], **self._other}
         self._checkpoint = read_progress(args, self._identity)
         args.kis_plan = inputs.plan.fingerprint  # Megatron-LM saves its arguments in its checkpoints
+
+    def _other_settings(self) -> dict[str, Any]:
+        """Returns what the record has beyond the run's configuration.
+
+        Raises:
+            InputError: a run's file says how the run begins, and Megatron-LM has loaded weights.
+        """
+        start = start_of(self._args)
+        if self._args.kis_run is None:
+            return {"megatron_lm": other_settings(self._args) | ({"start": start} if start else {})}
+        if start:
+            raise InputError(
+                f"the run would begin with the weights of {start}, and {self._args.kis_run} begins with random ones",
+                where="--load" if self._args.load else "--pretrained-checkpoint",
+                remedy="leave it out, or use --kis-exposures in place of --kis-run",
+            )
+        return {}
 
     def attach(self) -> None:
         """Takes part in the loop that ``pretrain()`` is about to start."""
