@@ -7,14 +7,14 @@ from pathlib import Path
 
 from megatron_kis.cli.law.common import add_choices, analysis_config, counted, naming_choices
 from megatron_kis.cli.outputs import new_file, new_folder, spare_inputs
-from megatron_kis.common.units import quantity
+from megatron_kis.common.units import plural, quantity
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = steps.add_parser(
         "report",
         help="write one self-contained report.html",
-        description="Writes the report of a study folder, a runs folder, a curves.csv or a points.csv.",
+        description="Write the report of a study folder, a runs folder, a curves.csv or a points.csv.",
     )
     parser.add_argument(
         "source", type=Path, metavar="SOURCE", help="study folder, runs folder, curves.csv or points.csv"
@@ -46,6 +46,6 @@ def _report(options: argparse.Namespace) -> int:
     if options.export is not None:
         from megatron_kis.analysis.report.export import export  # draws with matplotlib, which takes a while
 
-        print(f"written: {len(export(result, options.export))} files in {options.export}")
+        print(f"written: {plural(len(export(result, options.export)), 'file')} in {options.export}")
     print(f"written: {options.output}")
     return 0
