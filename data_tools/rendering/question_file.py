@@ -9,6 +9,7 @@ from typing import Any
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import write_json_lines
 from megatron_kis.common.progress import Progress
+from megatron_kis.common.units import plural
 from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.rendering.distractors import ChosenOptions, choose_fair_options
 from megatron_kis.data_tools.rendering.paraphrases import Paraphrases
@@ -100,8 +101,8 @@ class QuestionDraft:
         )
         if self.left_out:
             progress.say(
-                f"  {self.left_out} facts are not asked about: too few options are wrong and distinguishable from the"
-                " answer"
+                f"  no question for {plural(self.left_out, 'fact')}: too few options are wrong and distinguishable "
+                "from the answer"
             )
 
     def write(self, path: Path, progress: Progress) -> int:

@@ -74,7 +74,7 @@ def test_a_given_tokenizer_is_used_as_it_is(tmp_path, tokenizer_path):
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"text": ()}, "no files of general text"),
+        ({"text": ()}, "is an empty list; name at least one file of general text"),
         ({"text": (LEADS.with_name("absent.jsonl"),)}, "data.text: there is no"),
         ({"facts_format": "xls"}, "data.facts_format: is 'xls'"),
         ({"tokenizer_model": "word"}, "data.tokenizer_model: is 'word'"),

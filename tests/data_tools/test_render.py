@@ -74,7 +74,7 @@ def test_exposures_that_no_sequence_holds_are_refused_by_name_and_nothing_is_lef
 ):
     longest = render(facts, templates, tokenizer, tmp_path / "whole").longest
     with pytest.raises(
-        InputError, match=rf"exposures are longer than {longest - 1} tokens \(fact '.*train\[\d\]: {longest}"
+        InputError, match=rf"exposures of more than {longest - 1} tokens: [\d,]+ \(fact '.*train\[\d\]: {longest}"
     ):
         render(facts, templates, tokenizer, tmp_path / "cut" / "e", longest_exposure=longest - 1)
     assert list((tmp_path / "cut").iterdir()) == []

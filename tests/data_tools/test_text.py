@@ -38,9 +38,9 @@ def test_gzip_files_are_read_and_damaged_ones_refused(tmp_path):
         (b'{"text": "cut', "a.jsonl:2: malformed JSON line"),
         (b'["text"]', "a.jsonl:2: not a JSON object"),
         (b'{"texts": "x"}', "a.jsonl:2: no key 'text'; did you mean 'texts'"),
-        (b'{"text": 3}', "a.jsonl:2: 'text' is int"),
+        (b'{"text": 3}', "a.jsonl:2: 'text' is a number, not a string"),
         (b'{"text": "\xff"}', "a.jsonl:2: not UTF-8 (byte 10 of the line); save the file as UTF-8"),
-        (b'{"text": NaN}', "a.jsonl:2: 'text' is float"),
+        (b'{"text": NaN}', "a.jsonl:2: 'text' is a number, not a string"),
         (
             b'{"text": "a", "deep": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
             "a.jsonl:2: JSON nested more than 200 deep",
