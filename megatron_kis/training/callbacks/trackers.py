@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases next to the JSON lines, for those who watch their runs there. Off by default."""
+"""TensorBoard and Weights & Biases next to the JSON lines, for users who follow their runs there. Off by default."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def trackers(config: RunConfig, run_dir: Path, *, beginning: str) -> list[Callba
     Args:
         config: the run's configuration.
         run_dir: the run's folder.
-        beginning: a name of this beginning of the run, the same when it resumes.
+        beginning: a name of this start of the run, the same when it resumes.
 
     Raises:
         InputError: a package is not installed.
