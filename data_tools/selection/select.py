@@ -277,8 +277,8 @@ def check_settings(settings: SelectConfig) -> None:
         if count < 0:
             raise InputError(f"is {count}", where=group, remedy="a number of facts, 0 or more")
     if not any(settings.counts().values()):
-        remedy = "a number of facts for one of them at least"
-        raise InputError("are all 0", where="infused, background and control", remedy=remedy)
+        problem = "is 0, and so are background and control"
+        raise InputError(problem, where="infused", remedy="ask for facts of at least one group")
     if settings.longest_name is not None and settings.longest_name < 1:
         raise InputError(f"is {settings.longest_name}", where="longest_name", remedy="1 character or more")
     if settings.distractors < 1:

@@ -116,7 +116,8 @@ class ForeignCheckpoint:
 def _newest(folder: Path) -> Path:
     """Returns the folder of a checkpoint, which ``folder`` is or names the newest of."""
     if not folder.is_dir():
-        raise InputError("no such folder", where=str(folder))
+        problem = "is a file" if folder.exists() else "no such folder"
+        raise InputError(problem, where=str(folder), remedy="give the folder of a checkpoint")
     tracker = folder / _TRACKER
     if tracker.is_file() and not (folder / METADATA).is_file():
         said = read_text(tracker).strip()

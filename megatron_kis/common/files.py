@@ -225,8 +225,9 @@ def read_json(path: Path, schema: str, *, keys: Iterable[str] = ()) -> dict[str,
     Raises:
         InputError: the file is missing, not JSON, not an object, of another schema, or lacks a key.
     """
+    text = read_text(path)
     try:
-        content = parse_json(read_text(path), where=str(path))
+        content = parse_json(text, where=str(path))
     except InputError as error:
         raise InputError(error.problem, where=error.where, remedy=error.remedy or f"expected {schema!r}") from None
     if not isinstance(content, dict):

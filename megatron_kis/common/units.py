@@ -48,7 +48,7 @@ def quantity(text: str) -> float:
     """Returns a count of at least 1, as an argument of a command."""
     number = parse_count(text)
     if number is None or not 1 <= (value := float(number)) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a count; write 7e9, 7b, 137M or 1T")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a count of at least 1; write 7e9, 7b, 137M or 1T")
     return value
 
 
@@ -95,7 +95,7 @@ def in_bytes(count: float) -> str:
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if count >= size:
             return f"{count / size:.2g} {unit}" if count < 10 * size else f"{count / size:,.0f} {unit}"
-    return f"{count / 1e3:,.0f} kB"
+    return f"{count / 1e3:,.0f} kB" if count >= 1e3 else f"{count:.0f} bytes"
 
 
 def duration(seconds: float | None) -> str:

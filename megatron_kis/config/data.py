@@ -132,7 +132,7 @@ class InfusionConfig(Config):
     @model_validator(mode="after")
     def _one_of_both(self) -> InfusionConfig:
         if sum(value is not None for value in (self.frequency, self.frequencies, self.ratio)) != 1:
-            msg = "needs one of 'frequency', 'frequencies' and 'ratio'"
+            msg = "needs exactly one of 'frequency', 'frequencies' and 'ratio'"
             raise ValueError(msg)
         for name in ("zipf_exponent", "facts"):
             if self.frequencies is not None and getattr(self, name):

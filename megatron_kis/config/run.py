@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from megatron_kis.common.configuration import Config, Count, OtherFile, SafeName, absolute_content
+from megatron_kis.common.extras import require_package
 from megatron_kis.common.files import fingerprint
 from megatron_kis.common.terms import Split
 from megatron_kis.config.data import DataConfig, DocumentsConfig, InfusionConfig
@@ -143,6 +144,17 @@ class LoggingConfig(Config):
 
     wandb: Literal["online", "offline"] | None = None
     """Also log to Weights & Biases; ``offline`` writes into the run's folder alone. Needs the package ``wandb``."""
+
+    def check_packages(self) -> None:
+        """Refuses a tracker whose package is not installed.
+
+        Raises:
+            InputError: names the key.
+        """
+        if self.tensorboard:
+            require_package("tensorboard", "logging.tensorboard")
+        if self.wandb is not None:
+            require_package("wandb", "logging.wandb")
 
 
 class RunConfig(Config):

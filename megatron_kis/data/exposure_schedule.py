@@ -173,7 +173,7 @@ def schedule_of(value: str | Mapping[str, Any] | Schedule) -> Schedule:
 
 def _bursts(count: float, width: float, described: str) -> Schedule:
     if not 1 <= count <= _MOST_BURSTS or count != int(count) or not _NARROWEST <= width <= 1.0:
-        remedy = f"needs a whole count from 1 to {_MOST_BURSTS} and {_NARROWEST:g} <= width <= 1"
+        remedy = f"needs a whole count from 1 to {_MOST_BURSTS} and {_NARROWEST:.6f} <= width <= 1"
         raise InputError(f"{described} is impossible", where=_WHERE, remedy=remedy)
     number = int(count)
     knots = [(0.0, 0.0)]

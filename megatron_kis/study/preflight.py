@@ -13,7 +13,6 @@ from pathlib import Path
 
 from megatron_kis.checkpoint.start import check_start_tokenizer, open_start
 from megatron_kis.common.errors import InputError, first_of
-from megatron_kis.common.extras import require_package
 from megatron_kis.common.terms import BACKGROUND, CONTROL, INFUSED, TRAIN
 from megatron_kis.config.study import StudyConfig
 from megatron_kis.data_tools.facts.fact import load_facts
@@ -86,10 +85,7 @@ def check_study(study: StudyConfig, relations: Relations | None = None) -> list[
     Raises:
         InputError: what makes it impossible.
     """
-    if study.logging.tensorboard:
-        require_package("tensorboard", "logging.tensorboard")
-    if study.logging.wandb is not None:
-        require_package("wandb", "logging.wandb")
+    study.logging.check_packages()
     _check_starts(study)
     try:
         templates = load_templates(study.data.templates)

@@ -218,6 +218,7 @@ class Trainer:
         if is_done(self.config, self._fingerprints(), precision=precision, model_sha256=tokenizer.model_sha256):
             return True
         check_precision(precision, cpu=device.is_cpu)
+        self.config.logging.check_packages()
         return False
 
     @contextmanager

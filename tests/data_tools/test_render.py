@@ -145,6 +145,6 @@ def test_questions_that_would_be_too_large_are_refused_before_any_work(tmp_path,
     assert main(command) == 2
     assert time.process_time() - begin < 10
     message = capsys.readouterr().err
-    assert re.search(r"e\.questions\.jsonl: would take about [\d,]+ MB, more than 4,000 MB; .*--asked", message)
+    assert re.search(r"e\.questions\.jsonl: would take about [\d.,]+ [GM]B, more than 4 GB; .*--asked", message)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["f.jsonl", "t.model"]
     assert main([*command[:-1], "3", "--asked", "40", "--largest-questions", "1M"]) == 0

@@ -259,7 +259,7 @@ def test_an_unknown_relation_of_a_group_is_named_with_the_nearest():
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        (SelectConfig(infused=0, background=0, control=0), "infused, background and control: are all 0"),
+        (SelectConfig(infused=0, background=0, control=0), "infused: is 0, and so are background and control"),
         (SelectConfig(longest_name=-5), "longest_name: is -5; 1 character or more"),
         (SelectConfig(longest_name=0), "longest_name: is 0; 1 character or more"),
     ],

@@ -125,7 +125,7 @@ def test_zstd_and_parquet_files_are_read(tmp_path):
     with pytest.raises(InputError, match="cannot be read as text"):
         read(table, text_key="id")
     table.write_bytes(b"PAR1 not at all")
-    with pytest.raises(InputError, match=r"a\.parquet: no parquet file"):
+    with pytest.raises(InputError, match=r"a\.parquet: not a parquet file"):
         read(table)
 
 

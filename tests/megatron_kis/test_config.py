@@ -116,8 +116,8 @@ def test_a_missing_key_is_named(place: str) -> None:
     ("place", "value", "message"),
     [
         ("infusion.frequency", -1, "infusion.frequency: is -1; must be at least 0"),
-        ("infusion", {"frequency": 1, "ratio": 0.5}, "infusion: needs one of 'frequency', 'frequencies' and 'ratio'"),
-        ("infusion", {}, "infusion: needs one of 'frequency', 'frequencies' and 'ratio'"),
+        ("infusion", {"frequency": 1, "ratio": 0.5}, "infusion: needs exactly one of 'frequency', 'frequencies' and"),
+        ("infusion", {}, "infusion: needs exactly one of 'frequency', 'frequencies' and 'ratio'"),
         ("infusion", {"ratio": 1.1}, "infusion.ratio: is 1.1; must be at most 1"),
         ("infusion.background", {"policy": "shielded"}, "infusion.background.policy: .*'displaced' or 'protected'"),
         ("infusion.background.frequency", -2, "infusion.background.frequency: is -2; must be at least 0"),

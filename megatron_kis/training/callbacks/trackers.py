@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from megatron_kis.common.extras import require_package
 from megatron_kis.config.run import RunConfig
 from megatron_kis.training.callbacks.base import Callback, RunState
 
@@ -24,12 +23,11 @@ def trackers(config: RunConfig, run_dir: Path, *, beginning: str) -> list[Callba
     Raises:
         InputError: a package is not installed.
     """
+    config.logging.check_packages()
     callbacks: list[Callback] = []
     if config.logging.tensorboard:
-        require_package("tensorboard", "logging.tensorboard")
         callbacks.append(TensorBoardCallback(run_dir / TRACKED[0], every=config.logging.every))
     if config.logging.wandb is not None:
-        require_package("wandb", "logging.wandb")
         callbacks.append(WandbCallback(config, run_dir, identifier=beginning))
     return callbacks
 

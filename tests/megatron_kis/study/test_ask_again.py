@@ -271,7 +271,7 @@ def test_the_plan_says_how_many_bytes_the_last_checkpoint_takes(done: Path, caps
 
 
 @pytest.mark.parametrize(
-    ("count", "said"), [(850e3, "850 kB"), (1.24e6, "1.2 MB"), (98.7e9, "99 GB"), (3.41e12, "3.4 TB")]
+    ("count", "said"), [(10, "10 bytes"), (850e3, "850 kB"), (1.24e6, "1.2 MB"), (98.7e9, "99 GB"), (3.41e12, "3.4 TB")]
 )
 def test_bytes_are_said_as_people_say_them(count: float, said: str) -> None:
     assert in_bytes(count) == said

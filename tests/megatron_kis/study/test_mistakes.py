@@ -212,6 +212,7 @@ UNUSABLE: list[tuple[list[str], str]] = [
     (["probe", "."], ".: has no run.json; give the folder of a run"),
     (["export", "hf", "study.yaml", "--output", "hf"], "study.yaml: is a file; give the folder of a run"),
     (["import", "hf", "study.yaml", "--output", "st"], "study.yaml: is a file; give the folder of a model"),
+    (["import", "megatron", "study.yaml", "--output", "st"], "study.yaml: is a file; give the folder of a checkpoint"),
     (["import", "hf", "nowhere", "--output", "st"], "nowhere: no such folder; give the folder of a model"),
     (
         ["law", "collapse", "study.yaml", "--output", "p.csv"],
@@ -222,6 +223,7 @@ UNUSABLE: list[tuple[list[str], str]] = [
         "triples.tsv:1: not valid JSON (Expecting value); expected 'k",
     ),
     (["law", "predict", "empty", "--params", "7b"], "empty: is empty; expected 'kis.law/1'"),
+    (["law", "predict", "nowhere", "--params", "7b"], "error: nowhere: no such file"),
     (["law", "validate", "empty", "--points", "p.csv"], "empty: is empty; expected 'kis.prediction/1'"),
     (["data", "leaks", "--input", "text.jsonl", "--facts", "triples.tsv"], "malformed JSON line (Expecting value)"),
     (["data", "inspect", "text.jsonl", "--sample", "-1"], "--sample: is -1; use 0 or more documents"),
