@@ -345,7 +345,7 @@ def test_curves_are_read_along_the_axis_of_the_laws(tmp_path, capsys):
         (("--recall", "-1"), "'-1' is not a weight"),
         (("--retention", "nan"), "'nan' is not a weight"),
         (("--curves", "c.csv"), "--curves: is used only with --loss-price; add --loss-price"),
-        (("--output", "law.json"), "--output: law.json is read, too"),
+        (("--output", "law.json"), "--output: law.json is also read"),
         (("--axis", "tokens"), "invalid choice: 'tokens'"),
     ],
 )

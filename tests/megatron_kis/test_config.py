@@ -183,7 +183,7 @@ def test_an_override_replaces_and_adds(tmp_path: Path) -> None:
     [
         ("training.seed", "training.seed: is not of the form key=value"),
         ("=3", "=3: is not of the form key=value"),
-        ("training.seed=[", r"training\.seed=\[:1: not valid YAML"),
+        ("training.seed=[", r"training\.seed=\[: not valid YAML"),
         ("name.first=3", "name.first=3: 'name' has no keys of its own"),
         ("training.sed=3", "training.sed=3: unknown key; did you mean 'seed'?"),
         ("training.seed=-3", "training.seed=-3: is -3; must be at least 0"),

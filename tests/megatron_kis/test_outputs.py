@@ -175,7 +175,7 @@ def test_an_input_is_not_written_over(
     for name in ("given", "link", "points"):
         path = tmp_path / name
         assert refused(command.format(given), path, capsys) == (
-            f"kis: error: {option}: {path} is read, too; write it elsewhere"
+            f"kis: error: {option}: {path} is also read; write it elsewhere"
         )
     assert given.read_text() == "kept"
 
@@ -183,7 +183,7 @@ def test_an_input_is_not_written_over(
 def test_two_outputs_are_two_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "out.csv"
     line = refused(f"law collapse RUNS --output {path} --curves-output", path, capsys)
-    assert line == f"kis: error: --curves-output: {path} is also the file of --output; write it elsewhere"
+    assert line == f"kis: error: --curves-output: {path} is also written by --output; write it elsewhere"
     spare_inputs(argparse.Namespace(output=path, curves_output=tmp_path / "b"), ("output", "curves_output"))
 
 

@@ -50,16 +50,16 @@ def test_a_plan_that_was_accepted_can_be_laid_out_to_its_last_sequence(seed: int
 @pytest.mark.parametrize("frequency", [200, 2**33, 2**62, 2**64, 10**30, 1e300, 2.0**62 + 0.5])
 def test_a_frequency_however_large_is_refused_with_the_tokens_it_needs(frequency: float) -> None:
     # Regression: 2^62 exposures of 6 facts overflowed to a number of tokens that fitted.
-    with pytest.raises(InputError, match=r"infusion_frequency: .*of 3840 tokens"):
+    with pytest.raises(InputError, match=r"infusion_frequency: .*of 3,840 tokens"):
         plan_of(infusion_frequency=frequency, token_budget=60 * 64)
     listed = [int(min(frequency, 2**63 - 1))] * 6
-    with pytest.raises(InputError, match=r"infusion_frequency: .*of 3840 tokens"):
+    with pytest.raises(InputError, match=r"infusion_frequency: .*of 3,840 tokens"):
         plan_of(infusion_frequency=listed, token_budget=60 * 64)
 
 
 @pytest.mark.parametrize("frequency", [5000, 2**33, 2**62, 10**30])
 def test_a_background_that_cannot_fit_is_not_blamed_on_the_infusion(frequency: int) -> None:
-    with pytest.raises(InputError, match=r"background_frequency: .*38400 tokens"):
+    with pytest.raises(InputError, match=r"background_frequency: .*38,400 tokens"):
         plan_of(infusion_frequency=0, background_frequency=frequency, background_policy="protected")
 
 

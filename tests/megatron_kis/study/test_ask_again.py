@@ -293,7 +293,7 @@ def test_what_cannot_be_asked_is_refused_and_nothing_is_written(
         (["--keep", "--step", "5"], "--step: cannot be combined with --keep"),
         (["--keep", "--histories", tmp_path / "moments.csv"], "--histories: cannot be combined with --keep"),
         (["--keep", "--all-templates", "--json"], "--json: cannot be combined with --keep"),
-        (["--keep", "--all-templates", "--batch-size", "0"], "batch size: is 0"),
+        (["--keep", "--all-templates", "--batch-size", "0"], "--batch-size: is 0"),
         (["--keep", "--exposures", tmp_path / "none"], "none.questions.jsonl"),
     ):
         status, said = kis(capsys, "probe", run, *words)
