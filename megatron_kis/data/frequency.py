@@ -53,7 +53,7 @@ def check_count(exposures: float, *, budget: int, where: str) -> None:
     """
     if exposures > max(budget, _COUNTABLE):
         raise InputError(
-            f"{float(min(exposures, 1e300)):g} exposures are more than a budget of {budget} tokens",
+            f"{float(min(exposures, 1e300)):g} exposures are more than a budget of {budget:,} tokens",
             where=where,
             remedy="use a smaller frequency, or raise the token budget",
         )

@@ -100,7 +100,7 @@ def test_a_study_that_declared_the_loss_is_compared_with_the_memory_of_its_facts
     assert {row.group for row in others} == {"background"} and all(row.interval for row in others)
     with pytest.raises(InputError, match=r"^c.csv: no point of a collapse or of the loss"):
         sensitivity(table.assign(group="control"), SETTINGS, where="c.csv")
-    with pytest.raises(InputError, match="no probe row of split 'nothing'"):
+    with pytest.raises(InputError, match="no probe row has split 'nothing'"):
         sensitivity(table, SETTINGS.model_copy(update={"split": "nothing"}))
 
 

@@ -68,7 +68,7 @@ WRONG = {
         "one that is asked: train"
     ),
     "probes.templates={train: 1, held_out: 0}": "probes.templates has 0 of held_out",
-    "analysis.law=N and E": "analysis.law: no law 'N and E'; did you mean 'N and D'?",
+    "analysis.law=N and E": "analysis.law: unknown law 'N and E'; did you mean 'N and D'?",
 }
 
 
