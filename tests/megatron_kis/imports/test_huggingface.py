@@ -241,12 +241,6 @@ def test_an_end_of_documents_that_is_no_token_is_refused_by_its_option(
     tiny_data: Path, tmp_path: Path, eod: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = make_model(tmp_path / "hf", tiny_data, **TIED)
-    pytest.importorskip("tokenizers")
-    (folder / "tokenizer.model").unlink()
-    vocab = {letter: number for number, letter in enumerate(["<eod>", *"abc"])}
-    tokenizer = {"version": "1.0", "model": {"type": "BPE", "vocab": vocab, "merges": []}, "added_tokens": []}
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    (folder / "tokenizer_config.json").write_text('{"eos_token": "<eod>"}')
     assert main(["import", "hf", str(folder), "--output", str(tmp_path / "start"), "--eod", eod]) == 2
     line = capsys.readouterr().err
     assert f"--eod: {said}" in line
