@@ -167,7 +167,7 @@ def test_answers_of_several_models_become_curves(asked: Asked, tmp_path: Path, c
         ((*CURVE, "--frequency", "nan"), "--frequency: is nan; 0 or more exposures"),
         ((*CURVE, "--frequency", "-1"), "--frequency: is -1.0"),
         ((*CURVE, "--frequency", "1", "--seed", "-1"), "--seed: is -1"),
-        (("--model", "model", "--questions", "q", "--outcomes", "q"), "--outcomes: q is read, too"),
+        (("--model", "model", "--questions", "q", "--outcomes", "q"), "--outcomes: q is also read"),
         (("--model", "model", "--questions", "q", "--scoring", "summ"), "--scoring: no scoring rule 'summ'"),
         (("--model", "model", "--questions", "q", "--dtype", "fp8"), "--dtype: unknown dtype 'fp8'"),
         (("--model", "model", "--questions", "q", "--device", "tpu"), "--device: unknown device 'tpu'"),
@@ -274,8 +274,8 @@ DAMAGE = {
     "few rows": "and the model knows 200; make the questions with the tokenizer of this model",
     "no questions file": "questions.jsonl",
     "no questions": "has no questions; make them with kis data questions",
-    "empty": "schema is None",
-    "facts": "schema is None; expected 'kis.questions/1'",
+    "empty": "not a file of questions",
+    "facts": "not a file of questions; make it with kis data render or kis data questions",
     "ids only": "a question for another tokenizer, without subject and sentence; make them with kis data questions",
 }
 
