@@ -30,7 +30,7 @@ from megatron_kis.analysis.runs.transitions import Transition
 from megatron_kis.analysis.simulate import Truth, simulate_curve
 from megatron_kis.common.errors import first_of
 from megatron_kis.common.terms import BACKGROUND, INFUSED
-from megatron_kis.common.units import in_table, rounded_up
+from megatron_kis.common.units import in_table, plural, rounded_up
 from megatron_kis.config.analysis import AnalysisConfig
 from megatron_kis.study.preflight import Remark
 
@@ -183,7 +183,7 @@ def _known(outline: Outline, settings: AnalysisConfig) -> list[Known]:
 
 
 def _unknown(outline: Outline, known: Sequence[Known]) -> list[Remark]:
-    """Returns that models likely know no background fact without infusion."""
+    """Returns the remark that models likely know no background fact without infusion."""
     models: dict[tuple[int, int], list[Known]] = {}
     for one in known:
         models.setdefault((one.params, one.tokens), []).append(one)
@@ -309,12 +309,12 @@ def _asked(outline: Outline, one: Slice, group: str) -> _Asked:
 
 
 def _weak(outline: Outline, powers: Sequence[Power], asked: Sequence[_Asked], settings: AnalysisConfig) -> list[Remark]:
-    """Returns that falls and rises are likely not seen, and what would show them."""
+    """Returns the remark that falls and rises are likely not seen, and what would show them."""
     found = []
     for power, each in zip(powers, asked, strict=True):
         if power.enough and power.told <= _half_known_rate(outline, settings):
             continue
-        problem = f"{power.facts:,} {power.group} facts and {power.seeds} seed{'s' * (power.seeds > 1)} "
+        problem = f"{plural(power.facts, f'{power.group} fact')} and {plural(power.seeds, 'seed')} "
         if not power.enough:
             problem += (
                 f"show a fall of {power.detectable:.2f} or more, and a model without one remains undecided (needed: "
@@ -406,7 +406,7 @@ def _simulated(
 
 
 def _no_law(simulated: Sequence[Simulated]) -> list[Remark]:
-    """Returns that most simulated studies had no law, though they had models enough."""
+    """Returns the remark that most simulated studies had no law, although they had enough models."""
     found = []
     for one in simulated:
         if one.kind != "collapse" or one.models < VALIDATED_CELLS or 2 * one.validated >= one.studies:

@@ -87,7 +87,7 @@ def covered(truth: str, scatter: float, beyond: float, studies: int, *, sizes: i
 def markdown(studies: int) -> str:
     """Returns the table of the documentation."""
     lines = [
-        f"A new model 10 and 70 times beyond 8 sizes from 25M to 3.2B, {studies} studies a row: its share in the 95% "
+        f"A new model 10 and 70 times beyond 8 sizes from 25M to 3.2B, {studies} studies per row: its share in the 95% "
         f"interval if straight, in that of a law that may bend (bend {BEND:g}), below the latter; both log widths.",
         "",
         "| truth | scatter | 10x: straight | may bend | below | widths | 70x: straight | may bend | below | widths |",
@@ -107,7 +107,7 @@ def markdown(studies: int) -> str:
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--studies", type=int, default=2000, help="studies a row (2000)")
+    parser.add_argument("--studies", type=int, default=2000, help="studies per row (2000)")
     print(markdown(parser.parse_args().studies))
 
 

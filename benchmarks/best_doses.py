@@ -32,7 +32,7 @@ from megatron_kis.config.analysis import AnalysisConfig
 WEIGHTS = Weights(recall=1.0, retention=1.0)
 CONFIDENCE = 0.95
 SETTINGS = AnalysisConfig(law="N", resamples=199, law_resamples=99)
-NO_INFUSION = -20.0  # log dose that stands for none
+NO_INFUSION = -20.0  # log dose that means none
 RECALLED = 0.9  # of the infused facts, after the rise
 FACTS, SEEDS, LEVELS, ICC = 120, 3, 12, 0.01
 _GRID = np.append(NO_INFUSION, np.linspace(0.0, 12.0, 12_001))
@@ -125,7 +125,7 @@ def simulated(design: Design, generator: np.random.Generator) -> pd.DataFrame:
 
 
 def choose(table: pd.DataFrame, new: World) -> Chosen | None:
-    """Returns the dose that is named for the new model; None where the laws tell no whole curves."""
+    """Returns the dose that is named for the new model; None where the laws predict no whole curves."""
     laws, _ = fit_laws(find_transitions(table, SETTINGS), SETTINGS, table)
     models = [NewModel(law, LARGEST * BEYOND, TOKENS) for law in laws]
     try:

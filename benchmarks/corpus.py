@@ -93,7 +93,7 @@ def timed(command: list[str]) -> float:
 def watched(command: list[str]) -> tuple[float, float]:
     """Seconds, and the peak memory in MB of all processes of a command: the sum of what each holds alone and shares.
 
-    To look at the memory takes time of its own: not for comparing speeds.
+    Measuring memory takes time: not for comparing speeds.
     """
     peak, done = 0, threading.Event()
 

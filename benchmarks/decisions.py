@@ -74,7 +74,7 @@ def simulate(studies: int, scatter: float, correlation: float, seed: int = 0) ->
 def main() -> None:
     """Prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--studies", type=int, default=400, help="simulated studies a row (400)")
+    parser.add_argument("--studies", type=int, default=400, help="simulated studies per row (400)")
     options = parser.parse_args()
     print("| scatter | correlation | nothing lost | log of the oracle's dose over it |")
     print("|---|---|---|---|")

@@ -1,13 +1,13 @@
-"""Kills a run of two replicas again and again at random moments, and compares it with one that was never killed.
+"""Kills a run of two replicas repeatedly at random moments, and compares it with one that was never killed.
 
     python -m benchmarks.faults --kills 100
 
 One of the two ranks gets SIGKILL at a random moment between its start and some steps after it began to train; the same
-command goes on until the run is done. At the end every loss, every probe and the ledger must be those of the
+command is repeated until the run is done. At the end every loss, every probe and the ledger must be those of the
 uninterrupted run. Prints one JSON object. Makes its own small data from ``tests/sources.py``.
 
 Ranks are forked from this process, which has imported PyTorch and Megatron-Core once: importing them is nine tenths of
-the time of a short run. What is killed are processes of their own all the same; it has started no thread by then.
+the time of a short run. The killed processes are still separate; no thread has been started by then.
 """
 
 from __future__ import annotations

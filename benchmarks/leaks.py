@@ -93,7 +93,7 @@ def _not_codes(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def loop(facts: Sequence[Fact]) -> Find:
-    """Every fact is looked for in every document."""
+    """Every fact is searched for in every document."""
     names = [
         (
             fact.id,

@@ -55,7 +55,7 @@ class Told:
     """A prediction interval."""
 
     width: float
-    """log of its upper end over its lower; inf where there is no law."""
+    """log of upper over lower end; inf where there is no law."""
     hit: bool
     """Whether it holds the new model's F*."""
 

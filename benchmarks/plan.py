@@ -95,7 +95,7 @@ def accesses(folder: Path) -> list[dict[str, Any]]:
 
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     rows = []
-    print("microseconds a sample: Megatron-Core's BlendedDataset over GPTDataset, InfusedDataset, in batches of 32")
+    print("microseconds per sample: Megatron-Core's BlendedDataset over GPTDataset, InfusedDataset, in batches of 32")
     for length in (128, 2048):
         samples = 50_000
         megatron, infused = _both(folder, length, samples)
@@ -168,7 +168,9 @@ def step_share(folder: Path) -> dict[str, float]:
             computing += time.perf_counter() - middle
     close_groups()
     share = loading / (loading + computing)
-    print(f"samples take {share:.2%} of a step of cpu-48 ({1e3 * (loading + computing) / (steps - 10):.1f} ms a step)")
+    print(
+        f"samples take {share:.2%} of a step of cpu-48 ({1e3 * (loading + computing) / (steps - 10):.1f} ms per step)"
+    )
     return {"share": share, "milliseconds": 1e3 * (loading + computing) / (steps - 10)}
 
 

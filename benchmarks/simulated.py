@@ -165,7 +165,7 @@ class EndToEnd:
 
 
 def end_to_end(simulations: int, curvature: float, *, seed: int = 0) -> EndToEnd:
-    """Six sizes from 1M to 1B at one budget, 12 levels, 3 seeds; then the models nobody could sweep."""
+    """Six sizes from 1M to 1B at one budget, 12 levels, 3 seeds; then models too large for a sweep."""
     generator = np.random.default_rng([seed, 77, round(1e4 * abs(curvature))])
     truth = Truth(size_exponent=0.3, facts=200, reference=(30_000_000, 2_000_000_000), curvature=curvature)
     sizes = np.geomspace(1e6, 1e9, 6)

@@ -51,7 +51,7 @@ class World:
     failing: float = 0.0
     """Share of runs that lose one relation, a sixth of the facts, whole."""
     diverged: float | None = None
-    """Rate of one run at the largest dose, in place of its own."""
+    """Rate of one run at the largest dose, instead of its true rate."""
     items: float = 0.0
     """Standard deviation on the logit scale of the facts' difficulties, the same in every run; 0: none."""
 

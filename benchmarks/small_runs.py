@@ -98,7 +98,7 @@ def main() -> int:
     from megatron_kis.training.checkpointer import Checkpointer
 
     imports = time.process_time() - BEGAN
-    trainer: Any = module  # what it has imported is not its own to export
+    trainer: Any = module  # its imports are not re-exported
     clock = Clock()
     clock.watch(trainer, "open_inputs", "start")
     clock.watch(trainer.Engine, "__init__", "start")

@@ -50,7 +50,7 @@ def level(rule: str, look: int, looks: int) -> float:
 
 
 def simulate(studies: int, sizes: int, looks: int, scatter: float, seed: int = 0) -> dict[str, Stopped]:
-    """Studies of ``sizes`` sizes that are looked at up to ``looks`` times, by the rule that gives the level."""
+    """Studies of ``sizes`` sizes with up to ``looks`` looks, by the rule that gives the level."""
     generator = np.random.default_rng([seed, sizes, looks])
     log_n = np.log(np.geomspace(30e6, 500e6, sizes))
     x = np.column_stack([np.ones(sizes), log_n - log_n.mean()])
@@ -94,7 +94,7 @@ def simulate(studies: int, sizes: int, looks: int, scatter: float, seed: int = 0
 def main() -> None:
     """Prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--studies", type=int, default=2000, help="simulated studies a row (2000)")
+    parser.add_argument("--studies", type=int, default=2000, help="simulated studies per row (2000)")
     parser.add_argument("--seed", type=int, default=0, help="of the simulation (0)")
     options = parser.parse_args()
     print("| sizes | scatter | looks | level | coverage | ended by its width | looks, mean | log width, median |")

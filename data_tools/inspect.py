@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import read_json
+from megatron_kis.common.units import plural
 from megatron_kis.data_tools.storage.exposures import ExposureIndex, index_fingerprint, read_exposure_index
 from megatron_kis.data_tools.storage.indexed import CORPUS_SCHEMA, IndexedReader, content_fingerprint, suffixed
 from megatron_kis.data_tools.tokenizers.base import Tokenizer
@@ -21,7 +22,7 @@ _BLOCK = 1 << 20
 _SHOWN_TOKENS = 20  # most frequent tokens that are listed
 _BAR = 40  # characters of the longest bar of a histogram
 _SHOWN_IDS = 32  # ids of a sample that is not decoded
-_LARGEST_ID = (1 << 24) - 1  # no vocabulary comes near; a larger id is no token, and its histogram no array to allocate
+_LARGEST_ID = (1 << 24) - 1  # no vocabulary is that large, and the histogram of larger ids would fill memory
 _CHANGED = "the files changed or are damaged; build them again"
 
 
@@ -87,8 +88,8 @@ def describe(result: dict[str, Any]) -> list[str]:
     of = f" of {histogram['vocab_size']}" if histogram["vocab_size"] is not None else ""
     lines = [
         f"{result['prefix']}: {result['kind']}, intact",
-        f"{result['documents']} documents, {result['sequences']} sequences, {result['tokens']} tokens of"
-        f" {result['dtype']}",
+        f"{plural(result['documents'], 'document')}, {plural(result['sequences'], 'sequence')}, "
+        f"{plural(result['tokens'], 'token')} of {result['dtype']}",
         f"content fingerprint {result['content_fingerprint']}",
     ]
     if "lengths" in result:
@@ -103,7 +104,7 @@ def describe(result: dict[str, Any]) -> list[str]:
             + "#" * (_BAR * entry["sequences"] // most)
             for entry in result["length_histogram"]
         ]
-    lines.append(f"{histogram['used']}{of} tokens occur; the most frequent:")
+    lines.append(f"tokens that occur: {histogram['used']}{of}; the most frequent:")
     lines += [
         f"{entry['count']:>12} {entry['share']:7.2%}  {entry['token']}"
         + (f" {entry['piece']!r}" if entry["piece"] is not None else "")
@@ -111,8 +112,8 @@ def describe(result: dict[str, Any]) -> list[str]:
     ]
     for entry in result.get("exposures", []):
         lines.append(
-            f"{entry['group']} {entry['relation']}: {entry['facts']} facts, {entry['exposures']} exposures,"
-            f" {entry['fewest']} to {entry['most']} templates each"
+            f"{entry['group']} {entry['relation']}: {plural(entry['facts'], 'fact')}, "
+            f"{plural(entry['exposures'], 'exposure')}, {entry['fewest']} to {entry['most']} templates each"
         )
     for entry in result["sample"]:
         content = entry["text"] if entry["text"] is not None else " ".join(map(str, entry["ids"]))

@@ -37,7 +37,7 @@ from megatron_kis.analysis.runs.transitions import (
     Transition,
     order_of,
 )
-from megatron_kis.common.errors import InputError
+from megatron_kis.common.errors import InputError, nearest
 from megatron_kis.common.progress import logged
 from megatron_kis.config.analysis import AnalysisConfig
 
@@ -101,11 +101,16 @@ def find_transitions(
     table = curve_table(data) if isinstance(data, Runs) else data
     primary = primary_rows(table, settings)
     if primary.empty:
-        there = sorted({f"{split}/{scoring}" for split, scoring in zip(table["split"], table["scoring"], strict=True)})
+        splits, rules = sorted(set(table["split"])), sorted(set(table["scoring"]))
+        for key, value, there in (("split", settings.split, splits), ("scoring", settings.scoring, rules)):
+            if value not in there:
+                problem = f"no probe row has {key} {value!r}"
+                raise InputError(problem, where=f"analysis.{key}", remedy=nearest(value, there))
+        pairs = sorted({f"{split}/{scoring}" for split, scoring in zip(table["split"], table["scoring"], strict=True)})
         raise InputError(
-            f"no probe row of split {settings.split!r} with scoring {settings.scoring!r}",
+            f"no probe row of split {settings.split!r} has scoring {settings.scoring!r}",
             where="analysis.split, analysis.scoring",
-            remedy="there are " + ", ".join(there),
+            remedy="valid: " + ", ".join(pairs),
         )
     if settings.criterion == "half_margin" and criteria is None and "mean_margin" not in primary:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Rates by level, what they weigh, and rates drawn from a model of them.
+"""Rates by level, their weights, and rates drawn from a model of them.
 
 Everything takes leading axes, so that a bootstrap's resamples go through one call: rates are [..., L] for L levels of
 the dose, the seeds of a level pooled. How much a level's rate varies is known from the whole study
@@ -19,7 +19,7 @@ from megatron_kis.config.analysis import AnalysisConfig
 
 @dataclass(frozen=True)
 class Evidence:
-    """Rates of the levels with their seeds pooled, and what they weigh."""
+    """Rates of the levels with their seeds pooled, and their weights."""
 
     rate: Array
     """[..., L] share answered right."""
@@ -45,7 +45,7 @@ def generator_of(curve: Curve, settings: AnalysisConfig, *purpose: str) -> np.ra
 def pooled_rates(curve: Curve) -> Array:
     """Returns [L] the rates of a curve, its seeds pooled by their facts."""
     levels = zip(curve.seed_rates, curve.seed_facts, strict=True)
-    # In an order of their own: the table's row order must not reach the last digit.
+    # Sorted, so that the order of the table's rows does not change the last digit.
     sums = [float(np.sort(rates * facts).sum() / facts.sum()) for rates, facts in levels]
     return np.array(sums)
 

@@ -12,7 +12,7 @@ is far from the others costs that probability and no more (`criteria.robust`).
 
 Levels before the plateau may be lower. A number of the first levels is therefore left free, each with a rate of its
 own, at the price that Bayes' rule asks for a free rate. The likelihood is integrated over that number, over A (Laplace)
-and over s and f on a grid, and is kept as a function of theta and log g (`Card`). Nothing about a curve has to be
+and over s and f on a grid, and is kept as a function of theta and log g (`Card`). No property of a curve has to be
 decided for it: a curve that never falls has a likelihood that is level towards large doses, one that falls at once a
 likelihood that is level towards small ones.
 
@@ -52,12 +52,12 @@ _COARSE, _FINE = 48, 48  # values of theta over everything, and where the likeli
 
 @dataclass(frozen=True)
 class Card:
-    """What one curve says of where it declines, and how steeply."""
+    """What one curve shows about where it declines, and how steeply."""
 
     theta: Array
     """[T] log dose at which the share is lost, in rising order, denser where the likelihood is."""
     log_likelihood: Array
-    """[T, G] at each theta and each of `STEEPNESS`, with a maximum of 0. It is level beyond both ends of theta."""
+    """[T, G] at each theta and each of `STEEPNESS`, with a maximum of 0. It is flat beyond both ends of theta."""
     plateau: Array
     """[T, G] most likely excess over chance on the plateau, as a share of what is possible."""
     plateau_error: Array
@@ -113,7 +113,7 @@ def mirrored(x: Array, *levels: Array) -> tuple[Array, ...]:
 
 @remembered(512)  # of some 0.2 MB each
 def card_of(x: Array, rate: Array, weight: Array, failed: Array, chance: float, share: float) -> Card:
-    """Returns the card of one curve; the last ones are remembered, for points and law ask for the same.
+    """Returns the card of one curve; the last ones are cached, because points and law need the same.
 
     Args:
         x: [L] log dose, rising; -inf for a dose of 0, or inf on the mirrored axis. At least two are finite.

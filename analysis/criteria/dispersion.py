@@ -1,10 +1,10 @@
-"""How much rates vary between runs: one estimate for a study's group, from everything that tells of it.
+"""How much rates vary between runs: one estimate for a study's group, from all that the study shows.
 
 Three sources, joined by Bayes' rule over the two variances of `Dispersion`:
 
 1. Seeds within levels, of all sizes, budgets and slices together: sum n (rate - mean)^2 over (seeds - 1) p (1 - p).
 2. Level means about the best curve that rises and then falls, of every curve: its deviance over that of curves
-   simulated at a scale of one. That works with one seed too, and is all that tells what the seeds of a level share.
+   simulated at a scale of one. That works with one seed too, and is the only source on what the seeds of a level share.
 3. A prior: log scale is Student's t with `_PRIOR_TAIL` degrees of freedom and scale `_PRIOR_SPREAD` around that of the
    correlation `analysis.overdispersion`, 1 + (facts - 1) * correlation. Its default of 0.01 is a standard deviation of
    seeds of 0.05 at a rate of one half. In this project's own studies (60 to 200 facts, the same ones asked of every
@@ -59,7 +59,7 @@ def dispersion_of(curve: Curve, settings: AnalysisConfig) -> Dispersion:
 def study_dispersion(curves: Sequence[Curve], settings: AnalysisConfig) -> Dispersion:
     """Returns the dispersion of curves of one group, which need not be of one size, budget or slice.
 
-    That of the last groups is remembered: points, laws and figures ask for the same.
+    That of the last groups is cached: points, laws and figures need the same.
     """
     return _estimated(_independent(curves), settings)
 

@@ -373,7 +373,7 @@ class HingeCollapse:
     def _collapse(
         self, curve: Curve, verdict: Verdicts, fits: HingeFits, p_value: float, settings: AnalysisConfig
     ) -> Transition:
-        """Returns the point of a curve that falls, with what a reader must know about its interval."""
+        """Returns the point of a curve that falls, with remarks on its interval."""
         found: Found = {
             "peak": float(verdict.peak[0]),
             "drop": float(verdict.drop[0]),

@@ -1,4 +1,4 @@
-"""Functions of arrays that remember what they returned last: several steps of an analysis ask for the same fits."""
+"""Functions of arrays with a cache of their last results: several steps of an analysis need the same fits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _T = TypeVar("_T")
 def remembered(most: int, key: Callable[..., Hashable] | None = None) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
     """Returns a decorator that keeps the last ``most`` results of a pure function.
 
-    Nobody may write into a result.
+    Callers must not write into a result.
 
     Args:
         most: results that are kept.

@@ -44,14 +44,14 @@ def levels_of(curve: Curve, settings: AnalysisConfig) -> Levels:
         kept = np.ones(len(seeds), dtype=bool)
         if len(seeds) >= _OUTVOTED:
             middle = float(np.median(seeds))
-            # A rate near 0 or 1 has next to no binomial spread: one count of a run is the least that tells.
+            # A rate near 0 or 1 has next to no binomial spread: one count of a run is the smallest visible difference.
             spread = np.sqrt(
                 np.maximum(middle * (1 - middle), 1 / own)
                 / dispersion.effective(own, np.ones_like(runs, shape=len(own)))
             )
             kept = np.abs(seeds - middle) <= _APART * spread
             kept = kept if 2 * kept.sum() > len(seeds) else np.ones(len(seeds), dtype=bool)
-        order = np.argsort(seeds[kept], kind="stable")  # rows in another order change no digit
+        order = np.argsort(seeds[kept], kind="stable")  # the order of rows changes no digit
         facts[level] = own[kept].sum()
         rates[level] = (seeds[kept] * own[kept])[order].sum() / facts[level]
         runs[level] = kept.sum()

@@ -1,4 +1,4 @@
-"""Why a study's own runs cannot be extended for its collapse points, and what to change in its place."""
+"""Why more runs of a study cannot determine its collapse points, and what to change instead."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Undecided:
 
 
 def undecided(point: Transition, settings: AnalysisConfig, chance: float) -> Undecided:
-    """Returns why a collapse point is inconclusive; neither where the reason is another one, such as few levels."""
+    """Returns why a collapse point is inconclusive; neither where the reason is another one, such as too few levels."""
     if point.status != INCONCLUSIVE or point.peak is None:
         return Undecided(never_known=False, too_faint=False)
     if point.p_value is None:

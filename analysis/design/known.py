@@ -1,4 +1,4 @@
-"""How often a fact must be shown before a small model knows it, as the committed studies saw it.
+"""How often a fact must be shown before a small model knows it, from the committed studies.
 
 Half of what can be known of a fact is known after ``half_known`` exposures: a power of N and D that was fitted to the
 answers to held-out sentences in docs/study/results, from 10 to 664 thousand parameters and 0.6 to 2 million tokens. Its

@@ -1,4 +1,4 @@
-"""What the declared criterion and law ask of a study's sizes, budgets and levels, before anything is trained."""
+"""What the declared criterion and law need of a study's sizes, budgets and levels, before anything is trained."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from megatron_kis.analysis.criteria import hinge, retention
 from megatron_kis.analysis.design.new_sizes import sizes_between
 from megatron_kis.analysis.design.outline import Outline
-from megatron_kis.analysis.law.candidates import CANDIDATES, SIZE_AND_BUDGET, declared
+from megatron_kis.analysis.law.candidates import AUTO, SIZE_AND_BUDGET, check_law, declared
 from megatron_kis.analysis.law.fit import COLLINEAR, FEWEST_SIZES, VALIDATED_CELLS
 from megatron_kis.analysis.runs.slices import FACTS, FREQUENCY, Slice
-from megatron_kis.common.errors import InputError, first_of, nearest
-from megatron_kis.common.units import in_table
+from megatron_kis.common.errors import first_of
+from megatron_kis.common.units import in_table, plural
 from megatron_kis.config.analysis import AnalysisConfig
 from megatron_kis.config.study import LadderEntry
 from megatron_kis.study.preflight import Remark
@@ -68,8 +68,7 @@ def requirements(outline: Outline, settings: AnalysisConfig, predict: Sequence[f
     Raises:
         InputError: a law that does not exist, or an axis that the runs do not vary.
     """
-    if settings.law != "auto" and settings.law not in CANDIDATES:
-        raise InputError(f"no law {settings.law!r}", where="analysis.law", remedy=nearest(settings.law, CANDIDATES))
+    check_law(settings.law, "analysis.law")
     one = main_slice(outline, settings)
     if one is None:
         return []
@@ -77,7 +76,7 @@ def requirements(outline: Outline, settings: AnalysisConfig, predict: Sequence[f
 
 
 def _axis(outline: Outline, one: Slice, settings: AnalysisConfig) -> list[Remark]:
-    """Returns that the declared axis is one along which nothing varies."""
+    """Returns the remark that nothing varies along the declared axis."""
     doses = {dose for levels in outline.levels(one).values() for dose in levels if dose}
     if settings.axis == "auto" or len(doses) > 1:
         return []
@@ -105,7 +104,7 @@ def _law(outline: Outline, one: Slice, settings: AnalysisConfig, predict: Sequen
     if not predict:
         return []
     every = list(outline.levels(one))
-    models = models_of(outline, one, settings) or every  # that all lack levels is said already
+    models = models_of(outline, one, settings) or every  # a remark on levels says so already
     sizes = {n for n, _ in models}
     budgets = {d for _, d in models}
     if len(sizes) < FEWEST_SIZES or len(models) < VALIDATED_CELLS:
@@ -113,17 +112,17 @@ def _law(outline: Outline, one: Slice, settings: AnalysisConfig, predict: Sequen
         carried = "none" if len(sizes) < FEWEST_SIZES else "only an unvalidated one, which recommends nothing"
         enough = " with enough levels" if len(models) < len(every) else ""
         problem = (
-            f"predict asks for a law, and {len(models)} model{'s' * (len(models) != 1)} of {len(sizes)} "
-            f"size{'s' * (len(sizes) != 1)}{enough} can carry {carried}: it needs {VALIDATED_CELLS} points of at least "
+            f"predict asks for a law, and {plural(len(models), 'model')} of "
+            f"{plural(len(sizes), 'size')}{enough} can carry {carried}: it needs {VALIDATED_CELLS} points of at least "
             f"{FEWEST_SIZES} sizes, and a point more for each that is not found"
         )
         added = added_sizes(outline, one, short)
-        change = f"add {short} size{'s' * (short > 1)}" + (": " if added else "")
+        change = f"add {plural(short, 'size')}" + (": " if added else "")
         change += "; ".join(size.words() for size in added)
         return [Remark("ladder", problem, change + (f"; {rate_words(outline.sizes)}" if added else ""))]
     if len(budgets) > 1:
         return _budgets(models, settings)
-    form = None if settings.law == "auto" else declared(settings.law, together=False)
+    form = None if settings.law == AUTO else declared(settings.law, together=False)
     if form is not None and any(row[1] for row in form.rows) and not any(row[0] for row in form.rows):
         return [Remark("analysis.law", f"{settings.law} is a law of D, and there is one budget", "add token_budgets")]
     if form is not None and form.name == SIZE_AND_BUDGET.name:
@@ -137,12 +136,12 @@ def _budgets(models: Sequence[tuple[int, int]], settings: AnalysisConfig) -> lis
     pairs = [(math.log(n) - mean_n, math.log(d) - mean_d) for n, d in models]
     own = [sum(pair[at] ** 2 for pair in pairs) for at in (0, 1)]
     together = sum(a * b for a, b in pairs)
-    if settings.law == "auto" and abs(together) > COLLINEAR * math.sqrt(own[0] * own[1]):
+    if settings.law == AUTO and abs(together) > COLLINEAR * math.sqrt(own[0] * own[1]):
         problem = "N and D grow together in every model, so that their effects cannot be separated"
         return [Remark("token_budgets", problem, "give a size a second budget")]
-    if settings.law == "auto" and len(models) <= SIZE_AND_BUDGET.size:
-        problem = f"{len(models)} models for the {SIZE_AND_BUDGET.size} coefficients of a law of N and D"
-        return [Remark("ladder", problem, f"add {SIZE_AND_BUDGET.size + 1 - len(models)} sizes")]
+    if settings.law == AUTO and len(models) <= SIZE_AND_BUDGET.size:
+        problem = f"{plural(len(models), 'model')} for the {SIZE_AND_BUDGET.size} coefficients of a law of N and D"
+        return [Remark("ladder", problem, f"add {plural(SIZE_AND_BUDGET.size + 1 - len(models), 'size')}")]
     return []
 
 

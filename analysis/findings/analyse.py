@@ -92,7 +92,7 @@ def resamples_of(cells: int, settings: AnalysisConfig) -> int:
 
 
 def _with_looks(law: Law, settings: AnalysisConfig) -> Law:
-    """Returns ``law`` with a word on the level of its intervals, where the study was looked at before."""
+    """Returns ``law`` with a remark on the level of its intervals, where the study was looked at before."""
     said = said_of(settings.confidence, settings.looked, settings.looks)
     return replace(law, warnings=[*law.warnings, said]) if said else law
 

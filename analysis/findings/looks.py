@@ -1,4 +1,4 @@
-"""Looks at a study by which it is decided to add runs: their interval, and ``looks.jsonl`` in the study's folder."""
+"""Looks at a study's results, by which runs are added: their intervals, and ``looks.jsonl`` in the study's folder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Look:
     declared: int
     """Number of looks that was declared; 0: none."""
     confidence: float
-    """What holds over all looks."""
+    """Confidence over all looks."""
     level: float
     """Level of ``interval``."""
     slice: Slice = USUAL
@@ -47,7 +47,7 @@ class Look:
         return {name: getattr(self, name) for name in names} | self.slice.record()
 
     def words(self) -> str:
-        """Says what a study that ends at this look may state."""
+        """Describes what a study that ends at this look may state."""
         which = f"look {self.number}" + (f" of {self.declared} declared" if self.declared else "")
         why = f"(over all looks {percent(self.confidence)})"
         if self.interval is None or self.centre is None:
@@ -122,6 +122,6 @@ def looked(study_dir: Path) -> int:
     for line, row in read_json_lines(path, tolerate_torn_tail=True):
         if row.get("schema") != SCHEMA or not isinstance(row.get("runs"), str):
             remedy = "each line is one that kis study next --write has written"
-            raise InputError("is no look", where=f"{path}:{line}", remedy=remedy)
+            raise InputError("is not a look", where=f"{path}:{line}", remedy=remedy)
         seen.add(row["runs"])
     return len(seen)

@@ -1,4 +1,4 @@
-"""One law under every scoring rule, split and criterion that the data have: does the answer hang on a choice?
+"""One law under every scoring rule, split and criterion that the data have: does the answer depend on a choice?
 
 The declared choice stays the answer, whatever the others say: it was made before the data were seen.
 """
@@ -26,14 +26,14 @@ Key = tuple[str, str, Slice]
 """Kind, group and slice of a law."""
 _BY_LOSS = "general_loss"
 _NEEDS = {_BY_LOSS: "validation_loss", "half_margin": "mean_margin"}
-"""Columns of the curve table without which a criterion has nothing to look at."""
+"""Columns of the curve table that a criterion needs."""
 _IN_WORDS = {
     "no_points": "no points",
     "all_censored": "seen in no model",
     "one_size": "seen at one size only",
     "few_points": "seen in too few models",
     "collinear": "N and D not separable",
-    "not_finite": "points that are no numbers",
+    "not_finite": "points that are not numbers",
 }
 _LARGEST_OF_REPORT = 24
 """Most models of a law whose choices a report tries."""
@@ -88,7 +88,7 @@ def sensitivity(
         progress: is called before each of them with its number, how many there are, and the settings.
 
     Raises:
-        InputError: the declared choice has no collapse or loss to look at.
+        InputError: the declared choice has no collapse or loss.
     """
     tried = choices(table, settings, cross=cross)
     found: list[Variant] = []

@@ -116,7 +116,7 @@ def half_width(
 
 
 def record_of(bend: Bend) -> dict[str, Any]:
-    """Returns a bend of one law as JSON-ready values; `bend_of` makes it again."""
+    """Returns a bend of one law as JSON-ready values; `bend_of` reads them."""
     return {
         name: value.tolist() if isinstance(value := getattr(bend, name), np.ndarray) else value
         for name in Bend.__dataclass_fields__

@@ -21,6 +21,7 @@ from megatron_kis.analysis.law.bend import Bend, fit_bend
 from megatron_kis.analysis.law.regression import SMALLEST_SIGMA, Fit, fit, log_likelihood, weights
 from megatron_kis.analysis.runs.curves import Array
 from megatron_kis.analysis.runs.slices import Slice
+from megatron_kis.common.errors import InputError, nearest
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ _SHORT = 0.5  # by which an offset law's likelihood may fall short of the plain 
 _FITS = 256  # that are remembered
 _PLAIN = 2  # terms of rows without the held value
 
+AUTO = "auto"
+"""Name that leaves the choice of the law to the data."""
 CONSTANT = Candidate("constant", "log F* = a", ())
 SIZE = Candidate("N", "log F* = a + b log N", ((1, 0),))
 SIZE_AND_BUDGET = Candidate("N and D", "log F* = a + b log N + c log D", ((1, 0), (0, 1)))
@@ -88,6 +91,16 @@ CANDIDATES = {law.name: law for law in (*LINEAR, *(with_offset(law) for law in L
 
 _WITH_HELD = {SIZE.name: SIZE_AND_HELD, SIZE_AND_BUDGET.name: ALL}
 _WITHOUT_HELD = {SIZE_AND_HELD.name: SIZE, ALL.name: SIZE_AND_BUDGET}
+
+
+def check_law(name: str, where: str = "law") -> None:
+    """Refuses a name that is neither ``AUTO`` nor a candidate's.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    if name != AUTO and name not in CANDIDATES:
+        raise InputError(f"unknown law {name!r}", where=where, remedy=nearest(name, (AUTO, *CANDIDATES)))
 
 
 def declared(name: str, *, together: bool) -> Candidate:

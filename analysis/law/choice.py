@@ -32,12 +32,12 @@ class Choice:
     """Whether the law of several slices is wanted, even where the slice of ``held`` has its own."""
 
     def choose(self, laws: Sequence[Law], *, where: str) -> Law:
-        """Returns the law that is meant: of several kinds and groups, the first of ``laws``.
+        """Returns the chosen law: of several kinds and groups, the first of ``laws``.
 
         Their order is fixed before any data are seen (`findings.analyse.LAW_ORDER`).
 
         Raises:
-            InputError: none is meant, or several slices of one kind and group.
+            InputError: no law fits the choice, or several slices of one kind and group do.
         """
         found = [law for law in laws if self.fits(law)]
         if self.held is not None:
@@ -52,7 +52,7 @@ class Choice:
         raise InputError(f"no law of {self._asked()}", where=where, remedy=f"{there}: {listed}")
 
     def fits(self, law: Law) -> bool:
-        """Returns whether ``law`` is one of those that are meant."""
+        """Returns whether ``law`` is one of the chosen ones."""
         if self.together and law.range_held is None:
             return False
         if self.held is not None and (law.slice.held_by is None or not _same(law.slice.held, self.held)):

@@ -198,7 +198,7 @@ def decide(
 
 
 def words_of(law: Law) -> str:
-    """Names what a law is about within a sentence."""
+    """Names the subject of a law within a sentence."""
     if law.kind == "tolerance":
         return "loss on general text beyond its tolerance"
     return f"{law.kind} of {law.group} facts"
@@ -318,7 +318,7 @@ def _learned(onset: NewModel, x: float | None, confidence: float) -> Learned:
 
 
 def _warnings(models: Sequence[NewModel], reference: Prediction, most: float | None) -> list[str]:
-    """Returns what must be known in addition to the dose: what the laws warn of, each once."""
+    """Returns what must be known in addition to the dose: the laws' warnings, each once."""
     found: dict[str, list[str]] = {}
     for model in models:
         said = [warning for warning in model.prediction.warnings if not warning.startswith("cannot be reached")]

@@ -19,6 +19,7 @@ import scipy
 from megatron_kis.analysis.law.bend import bend_of, record_of
 from megatron_kis.analysis.law.candidates import (
     ALL,
+    AUTO,
     CANDIDATES,
     SIZE,
     SIZE_AND_BUDGET,
@@ -27,6 +28,7 @@ from megatron_kis.analysis.law.candidates import (
     Cells,
     Fitted,
     bend_of_cells,
+    check_law,
     compare,
     declared,
     fit_candidate,
@@ -231,14 +233,13 @@ def fit_law(
         InputError: unknown kind or law, or several groups or slices and ``group`` or ``along`` is None.
     """
     chosen, group, along = _chosen(points, kind, group, along)
-    if law != "auto" and law not in CANDIDATES:
-        raise InputError(f"unknown law {law!r}", where="law", remedy=nearest(law, CANDIDATES))
+    check_law(law)
     used = [p for p in chosen if p.informative or _censored(p)]
     pooled = along.held_by is not None and along.held is None
     cells = cells_of(used, errors)
     if pooled:
         cells = replace(cells, log_h=np.log([p.slice.held or 1.0 for p in used]))
-    form = None if law == "auto" else declared(law, together=pooled)
+    form = None if law == AUTO else declared(law, together=pooled)
     asked = form is not None and form.name == law
     _refuse(chosen, cells, explicit=form is not None, held_explicit=asked, along=along)
     candidates = compare(cells) if compare_laws or form is None else []
@@ -395,7 +396,8 @@ def _refuse(chosen: Sequence[Transition], cells: Cells, *, explicit: bool, held_
     if not informative.any():
         listed = ", ".join(sorted({p.status for p in chosen})) or "none at all"
         code = "all_censored" if chosen else "no_points"
-        raise LawRefused(code, f"no point was bracketed (statuses: {listed})", remedy=f"{doses} on both sides of it")
+        problem = f"no point was bracketed (statuses: {listed})"
+        raise LawRefused(code, problem, remedy=f"add {doses} on both sides of it")
     if not (np.isfinite(cells.log_n).all() and np.isfinite(cells.log_d).all()) or np.isnan(cells.lower).any():
         raise LawRefused("not_finite", f"N, D and {along.symbol} of every point must be finite and positive")
     sizes = len(np.unique(cells.log_n[informative]))

@@ -32,7 +32,7 @@ def load_laws(path: Path | str) -> list[Law]:
     where = str(path)
     record = read_json(Path(path), SCHEMA)
     if record.get("selected_law") is None:
-        raise InputError(f"records that no law could be fitted ({_reasons(record)})", where=where)
+        raise InputError(f"has no law, because none could be fitted ({_reasons(record)})", where=where)
     top = _law(_Fields(record, where))
     if "laws" not in record:
         return [top]
@@ -59,7 +59,9 @@ def load_law(path: Path | str) -> Law:
 def _reasons(record: dict[str, Any]) -> str:
     refused = record.get("refused")
     items = [item for item in refused if isinstance(item, dict)] if isinstance(refused, list) else []
-    told = [f"{item.get('kind')} of {item.get('group')}: {item.get('reason')}" for item in items]
+    told = [
+        f"{item.get('kind')} of {item.get('group')}: {str(item.get('reason')).removeprefix('law: ')}" for item in items
+    ]
     return "; ".join(told) or "no reason given"
 
 

@@ -1,4 +1,4 @@
-"""The level of intervals that are looked at again and again while a study is extended.
+"""The level of intervals that are looked at several times while a study is extended.
 
 A study that is extended until its interval is narrow ends more often where the interval came out too narrow by chance.
 The error that may be made, alpha = 1 - confidence, is therefore shared by the looks.
@@ -59,7 +59,7 @@ def said_of(confidence: float, looked: int, planned: int = 0) -> str:
 
 
 def percent(level: float) -> str:
-    """Formats a level with two digits of what is missing: ``95%``, ``98.4%``, ``99.76%``."""
+    """Formats a level with two digits of its distance from 100%: ``95%``, ``98.4%``, ``99.76%``."""
     digits = max(1 - math.floor(math.log10(100 * (1 - level))), 0)
     text = f"{100 * level:.{digits}f}"
     return (text.rstrip("0").rstrip(".") if "." in text else text) + "%"

@@ -1,6 +1,6 @@
-"""The whole curve of a model that was not trained: what it knows at every dose, with a band.
+"""The whole curve of a model that was not trained: the share known at every dose, with a band.
 
-A draw is one model that might come out: where it declines or learns, how steeply, from which plateau
+A draw is one possible model: where it declines or learns, how steeply, from which plateau
 (`law.surface.Surface.curves`). The band holds the stated share of the draws at each dose; it is pointwise. Infused
 facts are first learned: their curve is the rise of the onset's law times what their own collapse leaves.
 """
@@ -33,7 +33,7 @@ class PredictedCurve:
 
     dose: Array
     rate: Array
-    """Median over the models that might come out."""
+    """Median over possible models."""
     low: Array
     """Lower end of the band."""
     high: Array
@@ -65,7 +65,7 @@ def predicted_curve(
 
 
 def rises(onset: Law, law: Law) -> bool:
-    """Returns whether ``onset`` tells how the facts are learned whose collapse ``law`` is."""
+    """Returns whether ``onset`` predicts how the facts are learned whose collapse ``law`` describes."""
     mine = (onset.group, onset.slice, onset.range_held is None) == (law.group, law.slice, law.range_held is None)
     return mine and (onset.kind, law.kind) == ("onset", "collapse") and onset.surface is not None
 
@@ -78,7 +78,7 @@ def band(shares: Array, confidence: float) -> tuple[Array, Array, Array]:
 
 
 def known(model: NewModel, x: Array, count: int, generator: np.random.Generator) -> Array:
-    """Returns [count, L] shares of facts known at log doses ``x``, chance-corrected, of models that might come out."""
+    """Returns [count, L] shares of facts known at log doses ``x``, chance-corrected, of possible models."""
     assert model.surface is not None
     rates = [model.surface.curves(x, *model.at, generator) for _ in range(REPEATS)]
     shares: Array = (np.concatenate(rates)[:count] - model.surface.chance) / (1 - model.surface.chance)

@@ -370,7 +370,7 @@ def _student(freedom: float, draws: int, generator: np.random.Generator) -> Arra
 
 
 def record_of(surface: Surface) -> dict[str, Any]:
-    """Returns a surface as JSON-ready values, its draws with five digits; `surface_of` makes it again."""
+    """Returns a surface as JSON-ready values, its draws with five digits; `surface_of` reads them."""
     content = {name: getattr(surface, name) for name in Surface.__dataclass_fields__ if name != "candidate"}
     for name, value in content.items():
         if isinstance(value, np.ndarray):

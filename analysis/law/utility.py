@@ -1,11 +1,11 @@
-"""The dose of the largest expected utility, over draws of what a model that was not trained would do.
+"""The dose of the largest expected utility, over draws of the behaviour of a model that was not trained.
 
     U(dose) = w recall - p loss + v retention
 
 recall is the share of the infused facts that the model knows (chance-corrected), retention the share of what it knew of
 the background facts that it still knows, and loss the percent by which its loss on general text exceeds that without
 infusion. Recall and retention are whole curves from the likelihoods of all curves (`law.surface.Surface.curves`): the
-rise of the infused facts, times what their own collapse leaves. A draw is one model that might come out. The dose that
+rise of the infused facts, times what their own collapse leaves. A draw is one possible model. The dose that
 is named has the largest mean utility; each draw also has a best dose of its own, whose spread is the interval; and the
 difference of their utilities is the regret of not knowing which draw is true.
 """
@@ -32,7 +32,7 @@ _REACH = 4.0  # factor beyond the transitions up to which doses are tried
 
 @dataclass(frozen=True)
 class Weights:
-    """What is worth how much; utilities are compared, so that only the ratios of the three matter."""
+    """The worth of each outcome; utilities are compared, so that only the ratios of the three matter."""
 
     recall: float = 0.0
     """Of all infused facts known."""
@@ -42,7 +42,7 @@ class Weights:
     """Of one percent of loss on general text."""
 
     def __post_init__(self) -> None:
-        """Refuses a utility that is none."""
+        """Refuses weights that are negative, or all zero."""
         for name, value in (
             ("--recall", self.recall),
             ("--retention", self.retention),
@@ -52,7 +52,7 @@ class Weights:
                 raise InputError(f"is {value:g}", where=name, remedy="a number of at least 0")
         if not (self.recall or self.retention or self.loss_price):
             remedy = "state at least one weight above 0"
-            raise InputError("nothing is worth anything", where="--recall, --retention, --loss-price", remedy=remedy)
+            raise InputError("every weight is 0", where="--recall, --retention, --loss-price", remedy=remedy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +164,7 @@ def _at(values: Array | None, index: int) -> float | None:
 
 
 def _parts(models: Sequence[NewModel], weights: Weights, where: str, *, priced: bool) -> dict[str, NewModel]:
-    """Returns the laws that a utility needs, by what they tell."""
+    """Returns the laws that a utility needs, by what they predict."""
     by_key = {(model.law.kind, model.law.group): model for model in models}
     found = {}
     if weights.recall:
@@ -195,7 +195,7 @@ def _parts(models: Sequence[NewModel], weights: Weights, where: str, *, priced: 
 
 
 def _curves(model: NewModel | None, what: str, option: str, where: str) -> NewModel:
-    """Returns a law that can tell whole curves."""
+    """Returns a law that can predict whole curves."""
     if model is None:
         raise InputError(f"{where} has no law of {what}", where=option, remedy="fit one from runs that show it")
     if model.surface is None:

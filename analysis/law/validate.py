@@ -1,4 +1,4 @@
-"""Scores of predictions: those written down before a large run, and those of a study about its own larger models.
+"""Scores of predictions: those recorded before a large run, and those of a study about its own larger models.
 
 `validate` scores a dated, hashed prediction file against points measured since. `backtest` does the same within a study
 (rolling-origin evaluation): it predicts the largest N (or D) from all smaller ones, then the next largest, and so on.
@@ -43,8 +43,8 @@ class Score:
     hit: bool
     """Whether the prediction interval contains the value; if censored, whether it reaches into the open side."""
     decided: bool = True
-    """Whether the measurement could tell a hit from a miss: a censored one cannot where the interval reaches into both
-    sides of its bound."""
+    """Whether the measurement could distinguish a hit from a miss: a censored one cannot where the interval reaches
+    into both sides of its bound."""
     interval_score: float | None
     """Gneiting and Raftery's interval score in log F (width plus penalty); smaller is better."""
     baselines: dict[str, float]

@@ -1,4 +1,4 @@
-"""The likelihood of a whole study for a law: its curves, as `law.surface` takes them."""
+"""The likelihood of a whole study for a law: its curves, in the form of `law.surface`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CRITERION = "retention"
 
 
 def with_surface(law: Law, curves: Sequence[Curve], settings: AnalysisConfig) -> Law:
-    """Returns ``law`` with the likelihood of all its curves (its ``surface``); as it was where there is no basis.
+    """Returns ``law`` with the likelihood of all its curves (its ``surface``); unchanged where there is no basis.
 
     That is so for a law of another criterion than `CRITERION` or of the loss, where fewer than three sizes show on both
     sides where they decline, and, with a warning, where the curves are of none of the forms that are tried.

@@ -15,7 +15,7 @@ from megatron_kis.analysis.runs.slices import RATIO, USUAL, Slice
 from megatron_kis.analysis.runs.transitions import INCONCLUSIVE, LEFT_CENSORED, RIGHT_CENSORED, Transition
 from megatron_kis.common.configuration import parse_config
 from megatron_kis.common.errors import InputError
-from megatron_kis.common.units import duration
+from megatron_kis.common.units import duration, plural
 from megatron_kis.config.study import StudyConfig
 
 _NAMED = 3
@@ -65,7 +65,7 @@ def main_slice(result: AnalysisResult) -> Slice:
 
 @dataclass(frozen=True)
 class _Words:
-    """How a kind of transition is told; each takes a dose in words."""
+    """How a kind of transition is described; each takes a dose in words."""
 
     seen: str
     before: str
@@ -151,7 +151,7 @@ def _of_models(mine: Sequence[Transition], every: Sequence[Transition]) -> str:
 
 
 def _seen_dose(points: Sequence[Transition]) -> str:
-    """Puts the doses at which transitions were seen into words, with their share of the tokens and intervals."""
+    """Describes the doses at which transitions were seen, with their share of the tokens and intervals."""
     one = points[0].slice
     values = sorted(p.value for p in points if p.value is not None)
     notes = [*_tokens([p.infusion_ratio for p in points], one)]
@@ -165,7 +165,7 @@ def _seen_dose(points: Sequence[Transition]) -> str:
 
 
 def _bound(points: Sequence[Transition], end: str) -> str:
-    """Puts the least certain of one-sided bounds into words."""
+    """Describes the least certain of one-sided bounds."""
     one = points[0].slice
     pick = min if end == "low" else max
     at = pick(points, key=lambda p: getattr(p, end) or 0.0)
@@ -182,7 +182,7 @@ def _tokens(ratios: Iterable[float | None], one: Slice) -> list[str]:
 
 
 def _lost(result: AnalysisResult, points: Sequence[Transition]) -> str:
-    """Says how much is lost at the largest dose, where the points tell."""
+    """Says how much is lost at the largest dose, where the points show it."""
     by_cell = {(*curve.cell, curve.group): curve for curve in result.primary_curves}
     shares, largest = [], []
     for p in points:
@@ -235,7 +235,7 @@ def _reasons(result: AnalysisResult, points: Sequence[Transition]) -> list[str]:
 
 
 def _changes(result: AnalysisResult, points: Sequence[Transition]) -> list[str]:
-    """Returns what the study's own file should say for a firmer answer."""
+    """Returns what to write into the study file for a firmer answer."""
     if result.runs is None or not result.study:
         return []
     from megatron_kis.analysis.design.advice import advice
@@ -271,7 +271,7 @@ def _more(result: AnalysisResult, points: Sequence[Transition]) -> str:
         missing = VALIDATED_CELLS - sizes
         if missing > 0:
             cost = _cost(result)
-            wanted.append(fmt.plural(missing, "more model size") + (f" ({cost})" if cost else ""))
+            wanted.append(plural(missing, "more model size") + (f" ({cost})" if cost else ""))
     if not wanted:
         return ""
     where = " kis study next proposes runs, with their cost." if result.study and result.runs is not None else ""

@@ -60,7 +60,7 @@ def sentence(decision: Decision) -> str:
     lost = [of_text if kind == "tolerance" else _lost(kind, group) for kind, group in kinds]
     if decision.dose is None:
         return (
-            f"No dose can be named at which {fmt.listed(lost)} is avoided with {level}: by these laws not even 1 can. "
+            f"There is no dose at which {fmt.listed(lost)} is avoided with {level}: by these laws not even at 1. "
             f"What is lost first: {decision.limited_by}."
         )
     often = decision.slice.axis == FREQUENCY
@@ -94,7 +94,7 @@ def _lost(kind: str, group: str) -> str:
 
 
 def _drawings(decision: Decision) -> list[Drawing]:
-    """Draws probabilities against the dose, with the choice; and the predicted curves, where the laws tell them."""
+    """Draws probabilities against the dose, with the choice; and the predicted curves, where the laws predict them."""
     x = _log_doses(decision)
     shares = _shares(decision, x)
     return [_probabilities(decision, x), *([_curves(decision, x, shares)] if shares else [])]
@@ -201,7 +201,7 @@ def _shares(decision: Decision, x: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _of(decision: Decision, group: str) -> NewModel | None:
-    """Returns the law of a group's collapse, where it tells whole curves."""
+    """Returns the law of a group's collapse, where it predicts whole curves."""
     wanted = ("collapse", group)
     found = (m for m in decision.models if (m.law.kind, m.law.group) == wanted and m.surface is not None)
     return next(found, None)

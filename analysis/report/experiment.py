@@ -18,7 +18,7 @@ from megatron_kis.analysis.runs.load import Runs
 from megatron_kis.common.asked import QUESTIONS_FILE
 from megatron_kis.common.errors import InputError, JobError, first_of
 from megatron_kis.common.files import naming, open_content, steadily
-from megatron_kis.common.units import duration
+from megatron_kis.common.units import duration, plural
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def _facts(result: AnalysisResult, runs: Runs) -> str:
         said += f", from {source[0]}"
     relations = sorted(set(runs.templates["relation"])) if len(runs.templates) else []
     if relations:
-        said += f"; {fmt.plural(len(relations), 'relation')}: {first_of(relations, _LISTED)}"
+        said += f"; {plural(len(relations), 'relation')}: {first_of(relations, _LISTED)}"
     return f"{said}. Control facts are never shown."
 
 
@@ -141,7 +141,7 @@ def _background(records: list[dict[str, Any]]) -> str:
         return f"{said}. A loss may have two causes: these facts are shown less, or others are learned after them."
     if list(policies) == ["protected"]:
         times = times or " a fixed number of times"
-        return f"They are shown{times}, whatever is infused (protected). What is lost is still shown."
+        return f"They are shown{times}, whatever is infused (protected). Lost facts are still shown."
     return f"Their policy differs between runs: {fmt.listed([f'{name} ({n} runs)' for name, n in policies.items()])}."
 
 
@@ -192,7 +192,7 @@ def _time_and_place(runs: Runs) -> str:
     said = []
     if started:
         first, last = min(started).date().isoformat(), max(ended).date().isoformat()
-        said.append(f"{fmt.plural(len(runs.records), 'run')}, {fmt.span(first, last)}")
+        said.append(f"{plural(len(runs.records), 'run')}, {fmt.span(first, last)}")
     devices = Counter(str(record["device"]) for record in runs.records.values() if record.get("device"))
     hosts = list(dict.fromkeys(str(host) for host in runs.runs["host"].dropna()))
     if devices or hosts:

@@ -17,6 +17,7 @@ from megatron_kis.analysis.runs.transitions import (
     RIGHT_CENSORED,
     Transition,
 )
+from megatron_kis.common.units import plural
 
 MINUS = "−"
 _RAISED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
@@ -303,11 +304,6 @@ def probability(value: float) -> str:
 def span(low: str, high: str) -> str:
     """Joins the ends of a range, which is one value where they read alike: ``55 to 186``."""
     return low if low == high else f"{low} to {high}"
-
-
-def plural(count: int, noun: str) -> str:
-    """Formats a count with its noun: ``1 run``, ``2 runs``."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def counted(value: str, noun: str) -> str:

@@ -1,4 +1,4 @@
-"""How the laws of a report were fitted, law by law: the page tells the method that was used, and no other."""
+"""How the laws of a report were fitted, law by law: the page describes the method that was used, and no other."""
 
 from __future__ import annotations
 

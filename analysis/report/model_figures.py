@@ -27,6 +27,7 @@ from megatron_kis.analysis.runs.curves import Array, Curve, cells_of_table, mean
 from megatron_kis.analysis.runs.groups import group_key, retained_groups, strength
 from megatron_kis.analysis.runs.slices import Slice, rows_of_slice
 from megatron_kis.analysis.runs.transitions import COLLAPSED, LEFT_CENSORED, OBSERVED, RIGHT_CENSORED, Transition
+from megatron_kis.common.units import plural
 from megatron_kis.config.analysis import AnalysisConfig
 
 
@@ -226,7 +227,7 @@ def _split_series(drawn: Panel, axis: DoseAxis, rows: pd.DataFrame, means: pd.Da
         places = [axis.at(f) for f in single["dose"]]
         drawn.points(places, rates, tips, series=name, colour=name, marker="o", markersize=2.6, alpha=0.55)
     tips = [
-        f"{label} · {fmt.level(axis.slice, r.dose, r.infusion_ratio)}\nrate {r.rate:.3f}, {fmt.plural(r.seeds, 'seed')}"
+        f"{label} · {fmt.level(axis.slice, r.dose, r.infusion_ratio)}\nrate {r.rate:.3f}, {plural(r.seeds, 'seed')}"
         + (f" ({r.lowest:.3f} to {r.highest:.3f})" if several and many else "")
         for r in rows_of(means)
     ]

@@ -1,4 +1,4 @@
-"""Tables on a page of any width: what is the same in every row goes into the note; a phone shows rows as lists."""
+"""Tables on a page of any width: values that all rows share go into the note; narrow screens show rows as lists."""
 
 from __future__ import annotations
 

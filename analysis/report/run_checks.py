@@ -1,4 +1,4 @@
-"""What a reader should know before the answer is believed: a row of checks of the runs and of their questions."""
+"""What a reader should know before trusting the answer: a row of checks of the runs and of their questions."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.runs.curves import primary_rows
 from megatron_kis.analysis.runs.slices import levels_of_frequency, varies_facts
 from megatron_kis.analysis.runs.transitions import INCONCLUSIVE
+from megatron_kis.common.units import plural
 
 GOOD, BAD, OPEN = "good", "bad", "open"
-_AWAY = 2.6  # standard errors from chance that a group of facts which nobody was shown may have
+_AWAY = 2.6  # standard errors from chance that a group of facts which were never shown may have
 _UNLIKELY = 0.01  # probability of such differences between templates that are alike
-_WIDE = 0.3  # range of templates' rates beyond which their mean is one of unlike things
+_WIDE = 0.3  # range of templates' rates beyond which their mean is of little use
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def run_checks(result: AnalysisResult) -> list[RunCheck]:
 
 
 def _controls(result: AnalysisResult) -> RunCheck:
-    """Control facts were never shown: what is right about them is guessed."""
+    """Control facts were never shown: right answers about them are guesses."""
     assert result.curves is not None
     table = primary_rows(result.curves, result.settings)
     mine = table[(table["group"] == "control") & (table["n"] > 0)]
@@ -51,7 +52,7 @@ def _controls(result: AnalysisResult) -> RunCheck:
     rates = mine["correct"] / mine["n"]
     mean, guess = float(rates.mean()), float(chance.mean())
     error = math.sqrt(guess * (1 - guess) / float(mine["facts"].max()))  # all runs are asked the same facts
-    seen = f"{mean:.2f} on average over {fmt.plural(len(mine), 'run')} ({rates.min():.2f} to {rates.max():.2f})"
+    seen = f"{mean:.2f} on average over {plural(len(mine), 'run')} ({rates.min():.2f} to {rates.max():.2f})"
     if abs(mean - guess) <= _AWAY * error:
         return RunCheck(GOOD, "Control facts are at chance", f"{seen}; chance is {guess:.2f}.")
     side = "above" if mean > guess else "below"
@@ -61,14 +62,14 @@ def _controls(result: AnalysisResult) -> RunCheck:
 def _ledger(result: AnalysisResult) -> RunCheck | None:
     """Whether every fact was shown as often as the plan says."""
     if result.runs is None:
-        return RunCheck(OPEN, "Exposures are not recorded", "A table of curves has no ledger of what was fed.")
+        return RunCheck(OPEN, "Exposures are not recorded", "A table of curves has no ledger of exposures.")
     exact = result.runs.runs["exposures_exact"]
     wrong, unknown = int((exact == False).sum()), int(exact.isna().sum())  # noqa: E712 (NaN where not recorded)
-    runs = fmt.plural(len(exact), "run")
+    runs = plural(len(exact), "run")
     if wrong:
         return RunCheck(BAD, "Exposures are not exact", f"In {wrong} of {runs} facts were not fed as often as planned.")
     if unknown:
-        return RunCheck(OPEN, "Exposures are not recorded", f"{unknown} of {runs} have no count of what was fed.")
+        return RunCheck(OPEN, "Exposures are not recorded", f"{unknown} of {runs} have no count of exposures.")
     return RunCheck(GOOD, "Every exposure was fed", f"In all {runs} each fact was fed as often as planned.")
 
 
@@ -117,14 +118,14 @@ def _seeds(result: AnalysisResult) -> RunCheck:
 
 
 def _told(result: AnalysisResult) -> RunCheck:
-    """Transitions that the data do not determine are in no law."""
+    """Transitions that the data do not determine are left out of laws."""
     open_ = [p for p in result.points if p.status == INCONCLUSIVE]
     every = len(result.points)
     if not open_:
-        return RunCheck(GOOD, "Every model counts", f"All {fmt.plural(every, 'transition')} could be determined.")
+        return RunCheck(GOOD, "Every model counts", f"All {plural(every, 'transition')} could be determined.")
     kinds = Counter(fmt.kind_title(p.kind, p.group, p.slice) for p in open_)
-    listed = "; ".join(f"{kind}: {fmt.plural(count, 'model')}" for kind, count in kinds.most_common(3))
-    title = f"{len(open_)} of {fmt.plural(every, 'transition')} cannot be determined"
+    listed = "; ".join(f"{kind}: {plural(count, 'model')}" for kind, count in kinds.most_common(3))
+    title = f"{len(open_)} of {plural(every, 'transition')} cannot be determined"
     return RunCheck(OPEN, title, f"{listed}. The table below says why.")
 
 
@@ -132,15 +133,15 @@ def _counted(result: AnalysisResult) -> RunCheck | None:
     if result.runs is None:
         return None
     problems = result.runs.problems
-    counted = fmt.plural(len(result.runs.runs), "complete run")
+    counted = plural(len(result.runs.runs), "complete run")
     if problems.empty:
         return RunCheck(GOOD, "Every run counts", f"All {counted} belong to the study.")
     kinds = fmt.listed([f"{count} {kind}" for kind, count in Counter(problems["status"]).most_common()])
-    return RunCheck(OPEN, f"{fmt.plural(len(problems), 'run')} not counted", f"{kinds}; listed under Runs. {counted}.")
+    return RunCheck(OPEN, f"{plural(len(problems), 'run')} not counted", f"{kinds}; listed under Runs. {counted}.")
 
 
 def _templates(result: AnalysisResult) -> RunCheck | None:
-    """Whether the mean over templates mixes templates that work with others that do not."""
+    """Whether the mean over templates mixes templates that work with ones that do not."""
     if result.runs is None or result.runs.templates.empty:
         return None
     table, settings = result.runs.templates, result.settings
@@ -160,7 +161,7 @@ def _templates(result: AnalysisResult) -> RunCheck | None:
     text += "where each fact was shown most often, relation by relation."
     if width > _WIDE and unlike:
         title = "Templates differ much"
-        return RunCheck(OPEN, title, f"{text} The mean rate mixes templates that work with others that do not.")
+        return RunCheck(OPEN, title, f"{text} A mean rate mixes templates that work with ones that do not.")
     return RunCheck(GOOD, "Templates agree", text)
 
 

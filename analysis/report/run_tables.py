@@ -1,4 +1,4 @@
-"""The report's tables of runs: those that count, those that do not, and what they were made with."""
+"""The report's tables of runs: those that count, those that do not, and how they were made."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.report.table import Table, numbers, table_of, words
 from megatron_kis.analysis.runs.curves import primary_rows, rows_of
 from megatron_kis.analysis.runs.slices import varies_facts
+from megatron_kis.common.units import plural
 
 _LONG = 16  # characters shown of a fingerprint; its tooltip has all of them
 
@@ -124,7 +125,7 @@ def _values(values: Iterable[Any], titles: dict[str, str]) -> str:
     shown = []
     for value, count in sorted(counts.items()):
         short = value if len(value) <= 2 * _LONG else value[:_LONG] + "…"
-        shown.append(short if len(counts) == 1 else f"{short} ({fmt.plural(count, 'run')})")
+        shown.append(short if len(counts) == 1 else f"{short} ({plural(count, 'run')})")
     text = ", ".join(shown[:4]) + (f" and {len(shown) - 4} more" if len(shown) > 4 else "")
     if len(counts) and text != ", ".join(sorted(counts)):
         titles[text] = ", ".join(sorted(counts)[:8])

@@ -24,6 +24,7 @@ from megatron_kis.analysis.runs.transitions import (
     Transition,
 )
 from megatron_kis.common.errors import first_of
+from megatron_kis.common.units import plural
 
 _ORDER = (("onset", "infused"), ("collapse", "infused"), ("collapse", "background"), ("tolerance", "general"))
 
@@ -72,7 +73,7 @@ def key_numbers(result: AnalysisResult) -> list[KeyNumber]:
     """Describes the study in four or five numbers."""
     cells = {(p.params, p.tokens) for p in result.points}
     sizes = sorted({n for n, _ in cells})
-    numbers = [KeyNumber(_span(sizes), fmt.plural(len(sizes), "model size"))]
+    numbers = [KeyNumber(_span(sizes), plural(len(sizes), "model size"))]
     budgets = sorted({d for _, d in cells})
     numbers.append(KeyNumber(_span(budgets), "tokens per run, fixed" if len(budgets) == 1 else "token budgets"))
     if result.curves is not None:
@@ -80,13 +81,13 @@ def key_numbers(result: AnalysisResult) -> list[KeyNumber]:
         numbers.append(
             KeyNumber(
                 f"{fmt.frequency(levels[0])} – {fmt.frequency(levels[-1])}",
-                f"infusion frequency, {fmt.plural(len(levels), 'level')}",
+                f"infusion frequency, {plural(len(levels), 'level')}",
             )
         )
         if varies_facts(result.curves):
             counts = _facts_levels(result.curves)
             numbers.append(
-                KeyNumber(f"{counts[0]:g} – {counts[-1]:,g}", f"infused facts, {fmt.plural(len(counts), 'level')}")
+                KeyNumber(f"{counts[0]:g} – {counts[-1]:,g}", f"infused facts, {plural(len(counts), 'level')}")
             )
         ratios = result.curves["infusion_ratio"].dropna()
         if len(ratios):
@@ -122,11 +123,11 @@ def study_design(result: AnalysisResult) -> list[str]:
     varied = varies_facts(table)
     cell = ["params", "tokens", level.rename("level"), *(["infused_facts"] if varied else [])]
     seeds = sorted({int(n) for n in table.groupby(cell, dropna=False)["seed"].nunique()})
-    count = fmt.plural(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+    count = plural(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
     design = (
         f"How many times may a fact be repeated in pretraining before a model forgets what it knew? "
-        f"{fmt.plural(len(sizes), 'model size')} ({fmt.listed([fmt.size(n) for n in sizes])} parameters) "
-        f"{'was' if len(sizes) == 1 else 'were'} trained with {fmt.plural(len(levels), 'level')} of infusion "
+        f"{plural(len(sizes), 'model size')} ({fmt.listed([fmt.size(n) for n in sizes])} parameters) "
+        f"{'was' if len(sizes) == 1 else 'were'} trained with {plural(len(levels), 'level')} of infusion "
         f"({fmt.listed([f'{level:g}' for level in levels])} exposures of each infused fact), {count} per cell. "
         "The token budget is fixed: infused tokens replace general text."
     )
@@ -135,7 +136,7 @@ def study_design(result: AnalysisResult) -> list[str]:
         shown = fmt.listed(list(dict.fromkeys(_shown(result.slices))))
         design = (
             f"How many facts may be infused in pretraining, and how often, before a model forgets what it knew? "
-            f"{fmt.plural(len(sizes), 'model size')} ({fmt.listed([fmt.size(n) for n in sizes])} parameters) "
+            f"{plural(len(sizes), 'model size')} ({fmt.listed([fmt.size(n) for n in sizes])} parameters) "
             f"{'was' if len(sizes) == 1 else 'were'} trained with {fmt.listed(facts_levels)} infused facts, {shown}; "
             f"{count} per cell. The token budget is fixed: infused tokens replace general text."
         )
@@ -221,7 +222,7 @@ def not_of_this_study(runs: Runs, *, most: int = 8) -> str:
     count = len(runs.foreign)
     parts = [f"{first_of(names, most)} ({reason})" for reason, names in by_reason.items()]
     verb = "is" if count == 1 else "are"
-    return f"{fmt.plural(count, 'run')} {verb} not of this study: {'; '.join(parts)}"
+    return f"{plural(count, 'run')} {verb} not of this study: {'; '.join(parts)}"
 
 
 def not_asked(runs: Runs, *, most: int = 8) -> str:
@@ -235,9 +236,7 @@ def not_asked(runs: Runs, *, most: int = 8) -> str:
     if not names:
         return ""
     verb = "was" if len(names) == 1 else "were"
-    told = (
-        f"{fmt.plural(len(names), 'complete run')} {verb} not asked the study's questions yet: {first_of(names, most)}"
-    )
+    told = f"{plural(len(names), 'complete run')} {verb} not asked the study's questions yet: {first_of(names, most)}"
     return f"{told}; kis study probe asks them, without training"
 
 

@@ -265,7 +265,7 @@ def predictions(result: AnalysisResult) -> Table | None:
     """Lists predictions with intervals and extrapolation factor."""
     if not result.predictions:
         return None
-    alone = not result.decisions  # a decision takes all laws together: there is one dose to act on, and it is that
+    alone = not result.decisions  # a decision takes all laws together: this is the one dose to act on
     noted = alone and any(p.recommended_note for p in result.predictions)
     columns = [
         _KIND,

@@ -1,4 +1,4 @@
-"""What the report says first of a model that was not trained: how much to infuse, and how sure that is."""
+"""What the report says first about a model that was not trained: how much to infuse, and how certain that is."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from megatron_kis.analysis.law.predict import Prediction
 from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.runs.groups import base_group
 from megatron_kis.analysis.runs.slices import FACTS, FREQUENCY, RATIO, Slice
+from megatron_kis.common.units import plural
 
 LEARNED, KEPT, WORSE = ("onset", "infused"), ("collapse", "background"), ("tolerance", "general")
 FORGOTTEN = ("collapse", "infused")
@@ -91,14 +92,14 @@ def _amounts(d: Decision) -> str:
 
 
 def _why_not_firm(d: Decision) -> list[str]:
-    """Says why a dose is no more than a first estimate."""
+    """Says why a dose is only a first estimate."""
     few = [m.law for m in d.models if m.law.unvalidated]
     if few:
         seen = min(sum(p["residual"] is not None for p in law.points) for law in few)
-        return [f"It rests on {fmt.plural(seen, 'model')}; a reliable law needs {VALIDATED_CELLS}."]
+        return [f"It rests on {plural(seen, 'model')}; a law to act on needs {VALIDATED_CELLS}."]
     notes = [m.prediction.recommended_note for m in d.models if m.prediction.recommended is None]
     said = "; ".join(dict.fromkeys(note for note in notes if note))
-    return [f"It is no recommendation: {said}."] if said else []
+    return [f"It is not a recommendation: {said}."] if said else []
 
 
 def _predicted(p: Prediction) -> list[str]:
@@ -112,7 +113,7 @@ def _predicted(p: Prediction) -> list[str]:
 
 
 def doses(low: float, high: float, one: Slice) -> str:
-    """Says doses from ``low`` to ``high`` in words: exposures, or facts, and what is held."""
+    """Describes doses from ``low`` to ``high``: exposures, or facts, and what is held."""
     values = fmt.span(fmt.frequency(low), fmt.frequency(high))
     return f"{values} exposures each{held(one)}" if one.axis == FREQUENCY else f"{values} facts{held(one)}"
 

@@ -36,10 +36,10 @@ def add_to_curves_csv(
         tokens: tokens that it was trained on.
         frequency: exposures of each infused fact in its training.
         seed: seed of its training.
-        write: False to look only whether the rows could be added.
+        write: False only checks whether the rows could be added.
 
     Raises:
-        InputError: the file is no ``curves.csv``, has this model already, or the numbers cannot be right.
+        InputError: the file is not a ``curves.csv``, has this model already, or the numbers cannot be right.
     """
     cell = {"params": params, "tokens": tokens, "frequency": frequency, "seed": seed}
     new = pd.DataFrame([{**cell, **{name: row.get(name) for name in _OF_ROW}} for row in rows])

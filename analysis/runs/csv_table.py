@@ -1,4 +1,4 @@
-"""CSV tables of others: their header and their lines, read with errors that name file, line and column."""
+"""CSV tables of other programs: header and lines, read with errors that name file, line and column."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ _OTHER_NAMES = {
     "low": "lower lo cilow cilower lowerbound",
     "high": "upper hi cihigh ciupper upperbound",
 }
-"""What others call the columns, in small letters and without what is no letter or digit."""
+"""Other names of the columns, in lower case and without characters other than letters and digits."""
 
 _RATES = (
     "rate rates accuracy acc accnorm recall score em exactmatch hitrate correctrate percent percentage pct "
     "memorisationrate memorizationrate memorisation memorization retention"
 )
-"""What others call columns of rates."""
+"""Other names of columns of rates."""
 
 
 class CsvLine:
@@ -143,7 +143,7 @@ class CsvLine:
         try:
             value = float(text if count is None else count)
         except ValueError:
-            raise self.error(column, f"{text!r} is no number" if text else "is empty", bound) from None
+            raise self.error(column, f"{text!r} is not a number" if text else "is empty", bound) from None
         if math.isnan(value) or (math.isinf(value) and not infinite) or not least <= value <= most:
             raise self.error(column, f"{text} is out of range", bound)
         if whole and not value.is_integer():
@@ -273,7 +273,7 @@ def _check_header(
 
 
 def _check_kind(header: Sequence[str], where: str, needed: Sequence[str], others: Mapping[str, str]) -> None:
-    """Refuses a file that is no such table at all."""
+    """Refuses a file that is not such a table at all."""
     for separator, word in ((";", "semicolons"), ("\t", "tabs")):
         if len(header) == 1 and separator in header[0]:
             raise InputError(f"the columns are separated by {word}", where=where, remedy="separate them by commas")
@@ -332,5 +332,5 @@ def _same(column: str, name: str) -> bool:
 
 
 def _plain(name: str) -> str:
-    """Returns a name in small letters, without what is no letter or digit."""
+    """Returns a name in lower case, without characters other than letters and digits."""
     return re.sub(r"[\W_]", "", name.lower())

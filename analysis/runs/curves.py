@@ -65,7 +65,7 @@ CURVE_COLUMNS = [
     "infusion_ratio",
 ]
 FINER_COLUMNS = ["mean_margin", "mean_margin_sd", "pairwise", "pairwise_sd"]
-"""Outcomes that show a change before an answer changes."""
+"""Outcomes that change before an answer changes."""
 OPTIONAL_COLUMNS = ["infused_facts", "configured_ratio", "infused_bits", *FINER_COLUMNS]
 _CELL = ["params", "tokens", "frequency", "seed"]
 _AMOUNT = ["infused_facts", "configured_ratio"]
@@ -146,7 +146,7 @@ class Curve:
     loss_noise: LossNoise | None = None
     """Scatter of the losses of the study's runs; None where only this curve is known."""
     dispersion: Dispersion | None = None
-    """How much the rates of the curve's study vary; None: nobody has looked at the whole study."""
+    """How much the rates of the curve's study vary; None: not estimated from the whole study."""
 
     @property
     def cell(self) -> tuple[int, int, Slice]:

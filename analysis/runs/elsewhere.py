@@ -51,9 +51,9 @@ def read_groups(given: Sequence[Sequence[str]], *, what: str) -> list[Asked]:
         where = f"--group {name}"
         if not is_group(group):
             remedy = f"{nearest(group, CURVE_GROUPS)}, or background@<exposures>"
-            raise InputError(f"there is no group {group!r}", where=where, remedy=remedy)
+            raise InputError(f"unknown group {group!r}", where=where, remedy=remedy)
         if slash and split not in SPLITS:
-            raise InputError(f"there is no split {split!r}", where=where, remedy=nearest(split, SPLITS))
+            raise InputError(f"unknown split {split!r}", where=where, remedy=nearest(split, SPLITS))
         if not sources:
             raise InputError(f"names no {what}", where=where, remedy=f"--group {name} {what.upper()} ...")
         groups.append(Asked(group, split or HELD_OUT, tuple(sources)))
@@ -69,5 +69,5 @@ def whole_count(rate: float, n: int) -> int | None:
 def not_whole(rate: float, n: int) -> str:
     """Returns what is wrong with a rate that is no count of n."""
     if not 0 <= rate <= 1:
-        return f"{rate:g} is no rate between 0 and 1"
+        return f"{rate:g} is not a rate between 0 and 1"
     return f"{rate!r} of {n} is {rate * n:.6g}, and no whole number of right answers"

@@ -4,7 +4,7 @@ An evaluation is a file ``results_<date>.json``, with ``samples_<task>_<date>.js
 ``--log_samples``. Samples have the counts, the number of options of each question and the fact that it asks about. Of
 results alone a count is rate * n, which must be whole.
 
-A table of the user's says which evaluation is of which run: ``results,params,tokens,frequency,seed``.
+The user's table says which evaluation belongs to which run: ``results,params,tokens,frequency,seed``.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Choices:
     metrics: tuple[str, ...] = ("acc", "exact_match")
     """The first that a task has is read: ``acc`` or, with a filter, ``exact_match,strict-match``."""
     fact: str | None = None
-    """Key of the documents that tells their fact; None: ``fact``, if they have it, else each is one of its own."""
+    """Key of the documents that names their fact; None: ``fact``, if they have it, else each is one of its own."""
     chance: float | None = None
     """Rate of guessing, of evaluations without samples."""
 
@@ -137,7 +137,7 @@ def _rows(line: CsvLine, tasks: Mapping[str, _Task], choices: Choices, imported:
         for name in members:
             take((asked.group, asked.split, "statement"), name, _metric(tasks[name], choices.metrics))
     if not sums:
-        remedy = f"say whose they are: --group infused TASK; it has {first_of(sorted(tasks), _SHOWN)}"
+        remedy = f"name the group of its tasks: --group infused TASK; it has {first_of(sorted(tasks), _SHOWN)}"
         raise line.error("results", f"{line.cells['results']} has no task of kis export lm-eval", remedy)
     imported.left_out |= {name for name, task in tasks.items() if name not in taken and not _subtasks(task, name)}
     about = {name: text for name, text in line.cells.items() if name != "results"}

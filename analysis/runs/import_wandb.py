@@ -46,7 +46,7 @@ def import_wandb(path: Path, run: Sequence[str], groups: Sequence[Asked]) -> tup
     about = _columns(run, (*RUN_NEEDED, *RUN_OPTIONAL), header, "--run", path)
     if absent := [name for name in RUN_NEEDED if name not in about]:
         remedy = f"--run {' '.join(f'{name}=COLUMN' for name in absent)} (or a number)"
-        raise InputError(f"says nothing of {', '.join(absent)}", where="--run", remedy=remedy)
+        raise InputError(f"does not name {', '.join(absent)}", where="--run", remedy=remedy)
     asked = []
     for group in groups:
         flag = f"--group {group.group}/{group.split}"

@@ -135,15 +135,16 @@ def load_runs(runs_dir: Path | str, belongs: Mapping[str, Any] | None = None) ->
     folder = Path(runs_dir)
     if (folder / "runs").is_dir():
         folder = folder / "runs"
-    if not folder.is_dir():
-        raise InputError("no such folder", where=str(folder), remedy="a folder of runs, or a study folder")
+    if not folder.is_dir() or _is_there(folder / RUN_FILE):
+        problem = "is a single run" if folder.is_dir() else "is a file" if folder.exists() else "no such folder"
+        raise InputError(problem, where=str(folder), remedy="give a folder of runs, or a study folder")
     manifest = manifest_near(folder) if belongs is None else parse_manifest(belongs)
 
     loaded: list[_Loaded] = []
     problems: list[Row] = []
     for path in _folders(folder):
         if _as_text(path.name) != path.name:
-            problems.append((path.name, "misplaced", "its name is no UTF-8: rename it"))
+            problems.append((path.name, "misplaced", "its name is not UTF-8: rename it"))
             continue
         if path.name.startswith("."):
             problems += _misplaced(folder, path)
@@ -259,7 +260,7 @@ def _table(parts: Sequence[Sequence[Row]], columns: list[str]) -> pd.DataFrame:
 
 def _why_incomplete(path: Path) -> str:
     if not (path / RUN_FILE).is_file():
-        return "no run.json and no DONE: never started, or no run folder"
+        return "no run.json and no DONE: never started, or not a run folder"
     step = None
     if (path / "metrics.jsonl").is_file():
         try:

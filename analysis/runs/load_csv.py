@@ -43,8 +43,8 @@ from megatron_kis.config.analysis import AnalysisConfig
 
 CURVES_NEEDED = ("params", "tokens", "frequency", "seed", "n", "correct")
 _POINTS_NEEDED = ("params", "tokens", "kind", "value", "low", "high", "status")
-_POINTS_INSTEAD = {"kind": "transitions (points.csv) are no curves: give them to --points, or to kis law report"}
-_CURVES_INSTEAD = {"correct": "curves (curves.csv) are no transitions: kis law collapse --curves finds these in them"}
+_POINTS_INSTEAD = {"kind": "transitions (points.csv) are not curves: give them to --points, or to kis law report"}
+_CURVES_INSTEAD = {"correct": "curves (curves.csv) are not transitions: kis law collapse --curves finds these in them"}
 
 _EXTRA = {
     "infusion_ratio": (0, 1),
@@ -315,7 +315,7 @@ def load_points_csv(path: Path | str) -> list[Transition]:
         )
         key = (point.kind, point.group, point.split, point.scoring, *point.cell)
         if lines.setdefault(key, field.line) != field.line:
-            raise field.error("params", f"the same transition as line {lines[key]}", "one row a kind, group, N and D")
+            raise field.error("params", f"the same transition as line {lines[key]}", "one row per kind, group, N and D")
         points.append(point)
     return sorted(points, key=order_of)
 

@@ -4,8 +4,8 @@ The marks of a run are its settings (``identity.settings_of``), the fingerprints
 ``study.json``, if there is one, lists the runs of the study with their settings and data. Then, with or without it, the
 marks of all runs must agree: runs of one size also in the settings that may depend on the size, runs of one curve also
 in how their tokens are fed. If they do not agree, the majority stays. A mark that a record does not have is not
-compared with other runs. What runs were asked is no mark: of the answers that a run has, those to the study's questions
-are used (`wanted_by`, `majority_asking`).
+compared with other runs. What runs were asked is not a mark: of the answers that a run has, those to the study's
+questions are used (`wanted_by`, `majority_asking`).
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from megatron_kis.common.identity import (
     settings_of,
     within,
 )
+from megatron_kis.common.units import plural
 
 _SETTINGS = "settings"
 _TRAINED_ON = (*(name for name in DATA if name != QUESTIONS), ORDER)
@@ -226,7 +227,7 @@ def parse_manifest(content: Mapping[str, Any], *, where: str = STUDY_FILE) -> Ma
             raise wrong(f"runs.{number}", f"is not [{_ROW}]")
         name, index, budget, frequency, seed, facts, ratio = [*row, None, None][:7]
         if not 0 <= index < len(settings):
-            raise wrong(f"runs.{number}", f"there are no settings {index}")
+            raise wrong(f"runs.{number}", f"there are no settings with the number {index}")
         if name in runs:
             raise wrong(f"runs.{number}", f"names {name!r} again")
         of_cell = {"training.token_budget": budget, "training.seed": seed}
@@ -270,7 +271,7 @@ def apart(runs: Sequence[Marked], manifest: Manifest | None) -> dict[str, str]:
         for name, (_, found) in odd.items():  # also further differences of a run that is out already
             found.extend(differ[name])
     for name, (stay, found) in odd.items():
-        reasons[name] = f"unlike {stay} run{'s' * (stay != 1)} here: {'; '.join(found)}"
+        reasons[name] = f"unlike {plural(stay, 'run')} here: {'; '.join(found)}"
     return reasons
 
 

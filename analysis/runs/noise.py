@@ -1,4 +1,4 @@
-"""How much the losses of a study's runs scatter: what a curve alone cannot tell, and its study can."""
+"""How much the losses of a study's runs scatter, which a whole study shows and a single curve does not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slices: along which axis the dose of a curve runs, and what is held meanwhile.
+"""Slices: along which axis the dose of a curve varies, and what is held fixed.
 
 A run is infused with K facts, F exposures of each. A curve has one of the two as its dose:
 
@@ -259,5 +259,5 @@ def _need_facts(infused: pd.DataFrame, *, varied: bool) -> None:
     raise InputError(
         f"a run does not say how many facts it was infused with ({which})",
         where="analysis.axis",
-        remedy="give infused_facts of every run" + ("" if varied else ", or use axis: frequency"),
+        remedy="add a column infused_facts" + ("" if varied else ", or use axis: frequency"),
     )

@@ -18,7 +18,7 @@ COLLAPSED, OBSERVED = "collapsed", "observed"
 RIGHT_CENSORED, LEFT_CENSORED, INCONCLUSIVE = "right_censored", "left_censored", "inconclusive"
 INFORMATIVE = (COLLAPSED, OBSERVED)
 LEVEL = 0.95
-"""Level of intervals of which nothing else is said."""
+"""Level of intervals that do not state another one."""
 STATUSES = (COLLAPSED, OBSERVED, RIGHT_CENSORED, LEFT_CENSORED, INCONCLUSIVE)
 
 
@@ -140,7 +140,7 @@ def make_transition(
 ) -> Transition:
     """Returns a transition of ``curve``, with the amounts (infusion ratio, tokens, exposures, bits) of its dose.
 
-    A value is within [low, high]: a criterion that says otherwise is wrong.
+    A value is within [low, high]: a criterion that returns another one is wrong.
     """
     value, low, high = found.get("value"), found.get("low"), found.get("high")
     if value is not None:

@@ -13,7 +13,7 @@ Parts, in the order of their worth:
 * ``probes``: questions per second, next to LM-Pub-Quiz and lm-eval.
 * ``side-by-side``: small runs that share one GPU, in runs per hour.
 
-Parts share the minutes; what one leaves goes to the next. Every measurement is a process of its own, with its messages
+Parts share the minutes; unused time goes to the next part. Every measurement is a separate process, with its messages
 in ``DIR/logs``. A row is appended to ``DIR/results.jsonl`` as soon as it is there, so that nothing is lost if the
 benchmark is killed; so are the rows of later calls. What fails, does not fit or is not reached has a row that says so.
 Exit status: 1 if a row says ``failed``.

@@ -29,7 +29,7 @@ PARTS: dict[str, tuple[Callable[[Bench], None], float]] = {
     "probes": (probes, 1.0),
     "side-by-side": (side_by_side, 1.0),
 }
-"""What does each part, and its share of the time that is left when its turn comes."""
+"""The function of each part, and its share of the remaining time when its turn comes."""
 
 SHORTEST = 2.0  # seconds without which a part is not begun
 
@@ -42,7 +42,7 @@ def main() -> int:
         return 0
     limit = Limit(60 * options.minutes)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: limit.stop())  # every wait looks at it, and ends its process
+        signal.signal(number, lambda *_: limit.stop())  # every wait checks it, and ends its process
     rows = Rows(options.output / "results.jsonl", options.only)
     work = Path(tempfile.mkdtemp(prefix="kis-gpu-", dir=options.work))
     logs = options.output / "logs"
@@ -73,7 +73,7 @@ def _all_parts(bench: Bench, names: list[str]) -> None:
             work(own)
         except Skipped as reason:
             bench.rows.add(name, "all", "skipped", message=str(reason))
-        except Exception as error:  # the other parts have their turn all the same
+        except Exception as error:  # the other parts still run
             bench.rows.add(name, "all", "failed", message=f"{type(error).__name__}: {error}")
 
 

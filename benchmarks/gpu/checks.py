@@ -169,7 +169,7 @@ class Chain:
 
 
 def losses_so_far(folder: Path) -> Losses:
-    """Of a run that may have just been started or cut off."""
+    """Losses of a run that may have just been started or cut off."""
     try:
         return {row["step"]: row["loss"] for row in log_rows(folder, "train")}
     except (OSError, json.JSONDecodeError):  # while the log is being replaced

@@ -22,11 +22,11 @@ _RANK = re.compile(r"^\[rank\d+\]:\s?")
 """What PyTorch puts before the lines of a traceback."""
 
 _ERROR = re.compile(r"(kis: |[\w.]*(Error|Exception|OutOfMemory)\b.*: ?\S)")
-"""A line that names an error; torchrun's ``ChildFailedError:`` says nothing behind its colon."""
+"""A line that names an error; torchrun's ``ChildFailedError:`` has no text after its colon."""
 
 
 class Failed(Exception):
-    """What was to be shown is not so; the message says what is."""
+    """A check failed; the message says what was found."""
 
 
 class Skipped(Exception):
@@ -50,10 +50,10 @@ class Limit:
         self._end = 0.0
 
     def need(self, seconds: float) -> None:
-        """Goes on if there is so much time left.
+        """Continues if there is enough time left.
 
         Raises:
-            Skipped: there is not.
+            Skipped: there is not enough time.
         """
         if self.left() < seconds:
             raise Skipped("no time left")

@@ -31,7 +31,7 @@ def opened(device: str, *, tensor: int = 1, pipeline: int = 1) -> Iterator[tuple
 
 
 def samples_of(batch: int, length: int, vocabulary: int) -> Samples:
-    """Random sequences: what they say changes neither speed nor memory."""
+    """Random sequences: their content affects neither speed nor memory."""
     window = torch.randint(0, vocabulary, (batch, length + 1), generator=torch.Generator().manual_seed(1))
     position, mask = torch.arange(length), torch.ones(length)
     return [{"tokens": row[:-1], "labels": row[1:], "loss_mask": mask, "position_ids": position} for row in window]

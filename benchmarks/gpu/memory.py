@@ -74,7 +74,7 @@ def memory(bench: Bench) -> None:
 
 
 def _measure(bench: Bench, case: dict[str, Any], data: str) -> dict[str, Any]:
-    """The parts, of each the rank that holds most; what was had before a failure is in its message."""
+    """The parts, with the rank that holds most; results before a failure are in its message."""
     if case["precision"] == "fp8" and (problem := te_problem(bench)):
         raise Skipped(problem)
     bench.limit.need(5.0)

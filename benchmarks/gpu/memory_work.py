@@ -199,7 +199,7 @@ def _probe(engine: Any, case: dict[str, Any], data: Path) -> None:
 
 
 def _save(engine: Any, case: dict[str, Any], data: Path) -> None:
-    """A checkpoint up to its copy in the host's memory: what follows is written from there."""
+    """A checkpoint up to its copy in the host's memory, from which it is written."""
     from megatron_kis.checkpoint import shards
 
     with tempfile.TemporaryDirectory() as folder:

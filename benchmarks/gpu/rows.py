@@ -29,7 +29,7 @@ class Rows:
         """Attempts whose item contains what was asked for."""
 
     def add(self, part: str, item: str, status: str = OK, **values: Any) -> None:
-        """Appends a row, whole, and says it."""
+        """Appends a row, and prints it."""
         row = {"part": part, "item": item, "status": status, **values}
         with self._lock:
             self.failed += status == FAILED
@@ -38,13 +38,13 @@ class Rows:
             print(f"{part:13}{item:46} {status:8}{said(values)}", file=sys.stderr, flush=True)
 
     def attempt(self, part: str, item: str, work: Callable[[], Mapping[str, Any]], *, needed: bool = False) -> bool:
-        """Does something and adds a row of what it returns, or of why it failed or cannot be done here.
+        """Calls a function and adds a row of its result, or of the reason why it failed or cannot run here.
 
         Args:
             part: of the benchmark.
             item: of the part.
             work: what to do.
-            needed: others need it, it is done whatever was asked for.
+            needed: other parts need it, so it always runs.
 
         Returns:
             Whether it succeeded.

@@ -22,7 +22,7 @@ KINDS = {
     "sdpa": {"implementation": "sdpa", "precision": "bf16"},
     "fp8": {"implementation": "transformer_engine", "precision": "fp8"},
 }
-"""What is measured: as ``auto`` trains, the peer, and two that only a machine with Transformer Engine tells apart."""
+"""What is measured: as ``auto`` trains, the peer, and two that differ only on a machine with Transformer Engine."""
 
 
 def speed(bench: Bench) -> None:

@@ -1,4 +1,4 @@
-"""One measurement in a process of its own: a name and its settings as JSON; prints a JSON object a result."""
+"""One measurement in a process of its own: a name and its settings as JSON; prints one JSON object per result."""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ def build_corpus(
 def encoder_for(
     paths: Sequence[Path], tokenizer: Tokenizer, text_key: str = "text", text_format: str | None = None
 ) -> tuple[Encoder, str]:
-    """Returns the encoder that ``build_corpus`` begins with, and why; takes a second or two.
+    """Returns the encoder that ``build_corpus`` starts with, and why; takes a second or two.
 
     Raises:
         InputError: a file is missing or damaged.
@@ -370,7 +370,7 @@ def _refuse_nothing(
     skipped = next(_skipped_lines(first_list), None)
     why += f", the first {skipped['file']}:{skipped['line']}: {skipped['reason']}" if skipped else ""
     where = ", ".join(map(str, job.inputs))
-    remedy = "set a larger share aside for validation, or give more text" if work and empty != SPLIT_NAMES[0] else None
+    remedy = "reserve a larger share for validation, or give more text" if work and empty != SPLIT_NAMES[0] else None
     raise InputError(f"no documents for the {empty} split ({why})", where=where, remedy=remedy)
 
 

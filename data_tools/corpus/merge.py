@@ -92,8 +92,8 @@ def _refuse_own_inputs(prefixes: Sequence[Path], target: Path) -> None:
         try:
             refuse_own_outputs(corpus_files(prefix), corpus_files(target))
         except InputError:
-            problem = f"would be written over by {target}"
-            raise InputError(problem, where=str(prefix), remedy="another name for the result") from None
+            problem = f"would be overwritten by the result {target}"
+            raise InputError(problem, where=str(prefix), remedy="give the result another name") from None
 
 
 @contextmanager

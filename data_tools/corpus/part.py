@@ -82,7 +82,7 @@ class PartConfig:
     skip_errors: bool
     """List lines that hold no document in the quarantine file; otherwise the first of them ends the work."""
     longest_line: int | None
-    """Largest number of bytes of a line; None where a longer one ends the work: then the limit decides nothing."""
+    """Largest number of bytes of a line; None where a longer one ends the work: the limit then changes nothing."""
     versions: dict[str, str]
     """Versions of the encoder and the tokenizer's own library, whose ids are written; of Unicode's tables; of nltk
     where sentences are split; of regex where facts are left out. Packages that only unpack files have one result."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.known_files import Sources
 from megatron_kis.common.progress import Progress
+from megatron_kis.common.units import plural
 from megatron_kis.data_tools.corpus.part import QUARANTINE, corpus_files, split_suffixes
 from megatron_kis.data_tools.corpus.sentences import SentenceSplitter, load_splitter, train_splitter
 from megatron_kis.data_tools.facts.fact import Fact
@@ -146,7 +147,7 @@ def _shard_of(prefix: Path, parts: list[TextPart], shard: tuple[int, int] | None
     if not 1 <= number <= of:
         raise InputError(f"is {number}/{of}", where="shard", remedy="expected i/n with i from 1 to n")
     if of > len(parts):
-        raise InputError(f"the text has {len(parts)} parts, too few for {of} shards", where="shard")
+        raise InputError(f"the text has {plural(len(parts), 'part')}, too few for {of} shards", where="shard")
     chosen = parts[len(parts) * (number - 1) // of : len(parts) * number // of]
     return prefix.with_name(f"{prefix.name}-{number:05d}-of-{of:05d}"), chosen
 

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 from megatron_kis.common.errors import JobError
 from megatron_kis.common.progress import Meter, Progress
+from megatron_kis.common.units import plural
 from megatron_kis.data_tools.corpus.part import PartEncoder, PartRecord
 from megatron_kis.data_tools.readers.parts import TextPart
 
@@ -61,7 +62,7 @@ def encode_parts(
     left = [number for number, record in enumerate(records) if record is None]
     done = sum(part.size for (part, _), record in zip(jobs, records, strict=True) if record is not None)
     if len(left) < len(jobs):
-        progress.say(f"{len(jobs) - len(left)} of {len(jobs)} parts were done before")
+        progress.say(f"{len(jobs) - len(left)} of {plural(len(jobs), 'part')} done before")
     count = min(workers or len(os.sched_getaffinity(0)), len(left))
     with explained_full_disk(), progress.meter("corpus", sum(part.size for part, _ in jobs)) as meter:
         if count <= 1:

@@ -100,7 +100,7 @@ def load_facts(path: Path) -> list[Fact]:
         for key, name in (("subject", subject), ("object", answer)):
             if not has_content(name):
                 remedy = "a name has a letter, number or symbol"
-                raise InputError(f"{key} is no name: {name!r}", where=where, remedy=remedy)
+                raise InputError(f"{key} is not a name: {name!r}", where=where, remedy=remedy)
         identifier = id_field(row, "id", where)
         if not identifier:
             raise InputError("id is missing", where=where, remedy="every fact needs an id of its own")

@@ -9,6 +9,7 @@ from typing import Any
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.identifiers import ALLOWED, complaint, is_name
+from megatron_kis.common.parsing import kind_in_json
 
 _HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
 _NO_TEXT = re.compile(f"{_HALF.pattern}|[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -27,7 +28,7 @@ def string_field(row: dict[str, Any], key: str, where: str) -> str:
     if value is None or (isinstance(value, str) and not value.strip()):
         raise InputError(f"{key} is missing", where=where, remedy="every fact needs subject, relation and object")
     if not isinstance(value, str):
-        raise InputError(f"{key} is {type(value).__name__}, not a string", where=where)
+        raise InputError(f"{key} is {kind_in_json(value)}, not a string", where=where)
     check_whole(value, key, where)
     return value.strip()
 
@@ -127,5 +128,5 @@ def check_relation(relation: str, where: str) -> None:
 
 
 def has_content(name: str) -> bool:
-    """Returns whether a name has a letter, number or symbol: punctuation alone is no name."""
+    """Returns whether a name has a letter, number or symbol: punctuation alone is not a name."""
     return any(unicodedata.category(letter)[0] in _CONTENT_CATEGORIES for letter in name)

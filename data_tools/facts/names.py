@@ -25,7 +25,7 @@ _EntitiesByName: TypeAlias = "dict[str, str | set[str]]"
 _INVISIBLE = dict.fromkeys(
     [0xAD, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), 0x2060, *range(0x2066, 0x206A), 0xFEFF]
 )
-"""Marks of line breaks and of the direction of writing, which nobody sees. Joiners are seen, and stay."""
+"""Marks of line breaks and of the direction of writing, which are invisible. Joiners are visible, and stay."""
 _RAISED = {ord(raised): f"^{plain}" for raised, plain in zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-", strict=True)}
 """Exponents: 10⁶ is not 106, although Unicode defines one as a form of the other."""
 _TYPOGRAPHY = {

@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import atomic_path, atomic_write
+from megatron_kis.common.units import plural
 from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.mentions.name_finder import NameFinder
 from megatron_kis.data_tools.mentions.sentence_spans import sentence_spans
@@ -61,17 +62,18 @@ class DecontaminationStats:
 
     def summary(self, facts: int, level: str) -> list[str]:
         """Describes the counts in lines of text; ``facts`` is the number of studied facts."""
-        parts = f"{self.sentences} sentences in {self.documents}" if level == "sentence" else f"{self.documents}"
+        sentences = f"{plural(self.sentences, 'sentence')} in " if level == "sentence" else ""
         share = self.characters / max(1, self.all_characters)
         lines = [
-            f"{parts} of {self.all_documents} documents state {len(self.facts)} of {facts} facts:"
-            f" {self.characters} of {self.all_characters} characters ({share:.2%})"
+            f"leaks of {len(self.facts):,} of {plural(facts, 'fact')}: {sentences}{self.documents:,} of "
+            f"{plural(self.all_documents, 'document')}, {self.characters:,} of {self.all_characters:,} characters "
+            f"({share:.2%})"
         ]
         if level == "sentence":
-            lines.append(f"{len(self.over_sentences)} facts are stated over several sentences of a document as well")
+            lines.append(f"also stated across sentences of a document: {plural(len(self.over_sentences), 'fact')}")
         if self.unsearchable:
             shown = ", ".join(map(repr, self.unsearchable[:_LISTED]))
-            lines.append(f"{len(self.unsearchable)} names of facts cannot be looked for: {shown}")
+            lines.append(f"not searched for: {plural(len(self.unsearchable), 'name')} of facts ({shown})")
         return lines + [f"{count:8d}  {fact}" for fact, count in self.facts.most_common(_LISTED)]
 
 
@@ -231,7 +233,7 @@ def decontaminate(
         InputError: a name that cannot be written, or an unknown level.
     """
     if clean is not None and not clean.name.removesuffix(".gz").endswith(".jsonl"):
-        raise InputError("is no name for JSON lines", where=str(clean), remedy="expected .jsonl or .jsonl.gz")
+        raise InputError("is not a name of a JSON Lines file", where=str(clean), remedy="expected .jsonl or .jsonl.gz")
     with ExitStack() as stack:
         rows = stack.enter_context(atomic_write(listing)) if listing else None
         texts = stack.enter_context(_text_writer(clean)) if clean else None

@@ -45,7 +45,7 @@ def _signed(text: str, start: int, found: frozenset[str]) -> frozenset[str]:
 
 
 def readings(written: str) -> frozenset[str]:
-    """Returns what a number can mean: ``3.500`` is 3500 or 3.500; nothing if it is no number, such as ``5.8.1990``."""
+    """Returns what a number can mean: ``3.500`` is 3500 or 3.500; nothing for others, such as ``5.8.1990``."""
     body = "".join(str(unicodedata.decimal(letter, letter)) for letter in written)
     whole = body if _RAISED.fullmatch(body) else _whole(body)
     found = {whole} if whole else set()

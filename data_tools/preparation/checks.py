@@ -20,7 +20,7 @@ from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 def checked(settings: DataPrepConfig) -> DataPrepConfig:
     """Returns the settings with each text file named, after all checks that need no long work."""
     if not settings.text:
-        raise InputError("no files of general text", where="data.text")
+        raise InputError("is an empty list", where="data.text", remedy="name at least one file of general text")
     _check_sources(settings)
     settings = settings.replace(text=tuple(expand(settings.text)))
     if settings.text_format not in (None, *FORMATS):

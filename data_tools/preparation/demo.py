@@ -33,6 +33,7 @@ from typing import Any
 from megatron_kis.common.errors import InputError, JobError
 from megatron_kis.common.files import atomic_write, sha256_file, write_json, write_json_lines, write_text
 from megatron_kis.common.progress import Progress
+from megatron_kis.common.units import plural
 
 Fetch = Callable[[str, Path], None]
 """Downloads a requirement such as ``name==1.0`` into a folder."""
@@ -130,7 +131,7 @@ def fetch_demo(
     )
     leads = sorted(read_leads(text), key=lambda lead: hashlib.sha256(lead["title"].encode()).digest())
     write_json_lines(paths.text, leads)
-    progress.say(f"{paths.text}: {len(leads)} documents")
+    progress.say(f"{paths.text}: {plural(len(leads), 'document')}")
     airport_triples, airport_drops = read_airports(airports)
     country_triples, country_drops = read_countries(countries)
     code_triples, code_drops = read_codes(airports)

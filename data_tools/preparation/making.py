@@ -101,7 +101,7 @@ class Preparation:
             self._make_all()
 
     def make_questions(self) -> None:
-        """Makes the questions again if they are others; what is there for training stays as it is.
+        """Makes the questions again if they have changed; the files for training stay as they are.
 
         Raises:
             InputError: what they would be asked about is missing, or another one.
@@ -245,7 +245,7 @@ class Preparation:
             self.asked.add(step.name)
 
     def _keep_exposures(self, step: Step) -> None:
-        """Puts the exposures that are there in place of new ones: of the step, the questions alone are made again."""
+        """Keeps the present exposures instead of new ones: only the questions of the step are made again."""
         for name in (name for name in step.outputs if name != QUESTIONS):
             again = unfinished(self.output) / name
             again.unlink(missing_ok=True)
@@ -255,7 +255,7 @@ class Preparation:
                 shutil.copyfile(self.output / name, again)
 
     def _keep_order(self, *, held: bool) -> None:
-        """Keeps the questions that tell the order of the facts, or removes them if there are other facts."""
+        """Keeps the questions that define the order of the facts, or removes them if there are other facts."""
         order = self.output / _ORDER
         if not held:
             order.unlink(missing_ok=True)

@@ -6,8 +6,8 @@ made in ``OUTPUT/unfinished`` and replace the earlier ones together when all are
 error in a later step, or a kill at any moment, leaves the data as they were.
 
 What runs were trained on and what they are asked are made by the same steps, but only the first is held by runs: where
-the questions alone are others, they are made again, and ``exposures.order.jsonl`` keeps the ones that tell the order in
-which runs take the facts.
+only the questions have changed, they are made again, and ``exposures.order.jsonl`` keeps the ones that define the order
+in which runs take the facts.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ class Outdated:
     """All reasons, as ``stale`` returns them."""
 
     questions: list[str]
-    """Those that concern the questions alone, and nothing that a run is trained on."""
+    """Those that concern only the questions, and nothing that a run is trained on."""
 
 
 def outdated(settings: DataPrepConfig, output: Path) -> Outdated:

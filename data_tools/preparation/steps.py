@@ -27,6 +27,7 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import fingerprint, read_json
 from megatron_kis.common.known_files import Seen
 from megatron_kis.common.progress import Progress
+from megatron_kis.common.units import plural
 from megatron_kis.data_tools.corpus.build import build_corpus, encoder_for
 from megatron_kis.data_tools.corpus.meta import read_corpus_meta
 from megatron_kis.data_tools.corpus.part import VALIDATION_SUFFIX
@@ -284,9 +285,9 @@ def _make_corpus(inputs: StepInputs, folder: Path) -> None:
         config=CorpusBuildConfig(text_format=settings.text_format),
     )
     inputs.progress.say(
-        f"  {summary.documents} documents, {summary.tokens} tokens; validation {summary.validation_documents}"
-        f" documents, {summary.validation_tokens} tokens; left out {summary.leaked_documents} documents that state"
-        f" {summary.leaked_facts} of the facts"
+        f"  {plural(summary.documents, 'document')}, {plural(summary.tokens, 'token')}; validation "
+        f"{plural(summary.validation_documents, 'document')}, {plural(summary.validation_tokens, 'token')}; left out "
+        f"{plural(summary.leaked_documents, 'document')} with leaks of {plural(summary.leaked_facts, 'fact')}"
     )
     for line in (tokenizer.frame_line(), *tokenizer.remarks):
         inputs.progress.say(f"  {line}")
@@ -371,8 +372,8 @@ def _make_rendering(inputs: StepInputs, folder: Path) -> None:
     )
     means = ", ".join(f"{group} {mean:.2f}" for group, mean in summary.mean_tokens.items())
     inputs.progress.say(
-        f"  {summary.exposures} exposures, mean tokens {means}, longest {summary.longest};"
-        f" {summary.questions} questions"
+        f"  {plural(summary.exposures, 'exposure')}, mean tokens {means}, longest {summary.longest}; "
+        f"{plural(summary.questions, 'question')}"
     )
 
 

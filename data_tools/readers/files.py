@@ -102,7 +102,7 @@ def _matches(names: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
 
 
 def check_text_files(paths: Iterable[Path], text_format: str | None = None) -> None:
-    """Refuses missing files, unknown kinds and files that are no text by their first bytes, before any work starts.
+    """Refuses missing files, unknown kinds and files whose first bytes are not text, before any work starts.
 
     Raises:
         InputError: names the file and what is read.
@@ -112,6 +112,6 @@ def check_text_files(paths: Iterable[Path], text_format: str | None = None) -> N
             raise InputError("no such file", where=str(path))
         kind = kind_of(path, text_format)
         if not path.is_file():
-            raise InputError("is no regular file", where=str(path))
+            raise InputError("is not a regular file", where=str(path))
         if kind != ".parquet":
             check_head(path, kind)

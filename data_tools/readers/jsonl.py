@@ -10,6 +10,7 @@ from typing import IO, Any
 import orjson
 
 from megatron_kis.common.errors import nearest, not_utf8
+from megatron_kis.common.parsing import kind_in_json
 from megatron_kis.data_tools.readers.base import BadLineError, Block, LineReader
 from megatron_kis.data_tools.readers.json_depth import DEEPEST, too_deep
 
@@ -82,7 +83,7 @@ def _text_of(number: int, line: bytes, text_key: str) -> str:
     """Returns the text of a line.
 
     Raises:
-        BadLineError: it is no JSON object, or has no text, no single one, or none that UTF-8 can hold.
+        BadLineError: it is not a JSON object, or has no text, no single one, or none that UTF-8 can hold.
     """
     if too_deep(line):
         raise BadLineError(number, f"JSON nested more than {DEEPEST} deep")
@@ -105,7 +106,7 @@ def _text_of(number: int, line: bytes, text_key: str) -> str:
         raise BadLineError(number, f"the key {text_key!r} is given twice", "keep one of them")
     text = row[text_key]
     if not isinstance(text, str):
-        raise BadLineError(number, f"{text_key!r} is {type(text).__name__}, not a string")
+        raise BadLineError(number, f"{text_key!r} is {kind_in_json(text)}, not a string")
     try:
         text.encode()
     except UnicodeEncodeError:  # JSON can escape half a surrogate pair, which no UTF-8 encoder accepts

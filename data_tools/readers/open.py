@@ -176,4 +176,4 @@ def open_parquet(path: Path) -> Any:
     try:
         return parquet.ParquetFile(path, page_checksum_verification=True)
     except (ValueError, OSError) as error:  # pyarrow's ArrowInvalid is a ValueError
-        raise InputError(f"no parquet file ({str(error).splitlines()[0]})", where=str(path)) from None
+        raise InputError(f"not a parquet file ({str(error).splitlines()[0]})", where=str(path)) from None

@@ -9,6 +9,7 @@ from typing import Any
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import write_json_lines
 from megatron_kis.common.progress import Progress
+from megatron_kis.common.units import in_bytes, plural
 from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.rendering.distractors import ChosenOptions, choose_fair_options
 from megatron_kis.data_tools.rendering.paraphrases import Paraphrases
@@ -77,7 +78,7 @@ class QuestionDraft:
         )
         if size > largest:
             raise InputError(
-                f"would take about {size / 1e6:,.0f} MB, more than {largest / 1e6:,.0f} MB",
+                f"would take about {in_bytes(size)}, more than {in_bytes(largest)}",
                 where=where,
                 remedy="ask with fewer distractors (--distractors), about fewer facts (--asked), with fewer templates,"
                 " or raise the limit (--largest-questions)",
@@ -100,8 +101,8 @@ class QuestionDraft:
         )
         if self.left_out:
             progress.say(
-                f"  {self.left_out} facts are not asked about: too few options are wrong and distinguishable from the"
-                " answer"
+                f"  no question for {plural(self.left_out, 'fact')}: too few options are wrong and distinguishable "
+                "from the answer"
             )
 
     def write(self, path: Path, progress: Progress) -> int:

@@ -13,9 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from megatron_kis.common.errors import InputError
+from megatron_kis.common.errors import InputError, first_of
 from megatron_kis.common.progress import Progress
 from megatron_kis.common.terms import HELD_OUT, QUESTION, RENDERED_GROUPS
+from megatron_kis.common.units import plural
 from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.rendering.paraphrases import Paraphrases, with_paraphrases
 from megatron_kis.data_tools.rendering.question_file import QuestionDraft
@@ -227,7 +228,7 @@ def template_remarks(facts: Sequence[Fact], templates: Templates) -> Iterator[st
             wrong = wrong_articles(template, names)
             if wrong:
                 yield (
-                    f"{relation}.{place}: the article does not fit {len(wrong)} names (first {wrong[0]!r});"
+                    f"{relation}.{place}: the article does not fit {plural(len(wrong), 'name')} (first {wrong[0]!r});"
                     f" write a(n) before the slot: {template}"
                 )
 
@@ -289,9 +290,9 @@ def _encoded(
 
 
 def _too_long(offenders: list[str], longest: int | None, where: str) -> InputError:
-    named = "; ".join(offenders[:_NAMED]) + (f"; and {len(offenders) - _NAMED} more" if len(offenders) > _NAMED else "")
+    named = first_of(offenders, _NAMED, separator="; ")
     return InputError(
-        f"{len(offenders)} exposures are longer than {longest} tokens ({named})",
+        f"exposures of more than {longest} tokens: {len(offenders):,} ({named})",
         where=where,
         remedy="choose facts with shorter names, shorten the templates, or use longer sequences",
     )

@@ -136,7 +136,7 @@ def load_templates(path: Path, *, relations: Iterable[str] | None = None) -> dic
         raise InputError("not a mapping of relations", where=str(path), remedy="expected relation: {train: [...], ...}")
     for relation in content:
         if not isinstance(relation, str):
-            raise InputError(f"{relation!r} is no relation's name", where=str(path), remedy="put it in quotes")
+            raise InputError(f"{relation!r} is not the name of a relation", where=str(path), remedy="put it in quotes")
         checked_name(relation, where=str(path))
     templates = {relation: _relation(path, relation, lists) for relation, lists in content.items()}
     for relation in relations or ():

@@ -190,7 +190,7 @@ def check_source(source: Path, kind: str, columns: Sequence[str] = ()) -> None:
         raise InputError("no such file or folder", where=str(source))
     if kind in WITH_COLUMNS and source.is_dir():
         folders = ", ".join(name for name in IMPORTERS if name not in WITH_COLUMNS)
-        raise InputError("is a folder", where=str(source), remedy=f"{kind} is one file; of folders there are {folders}")
+        raise InputError("is a folder", where=str(source), remedy=f"{kind} is one file; folders are {folders}")
     if columns and kind not in WITH_COLUMNS:
         raise InputError(f"{kind} has no columns to name", where="columns", remedy=f"{', '.join(WITH_COLUMNS)} do")
     parse_columns(columns)

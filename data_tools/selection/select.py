@@ -19,6 +19,7 @@ from pydantic import Field
 from megatron_kis.common.configuration import Config
 from megatron_kis.common.errors import InputError, nearest
 from megatron_kis.common.terms import GROUPS
+from megatron_kis.common.units import plural
 from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.facts.importers import Candidate, Imported
 from megatron_kis.data_tools.facts.names import Entities, name_key, representative_names
@@ -71,7 +72,7 @@ class SelectConfig(Config):
 
     permute_objects: bool = False
     """Permute the objects of each relation among its subjects, at random: no name then hints at its object. Facts whose
-    names hinted at it are kept, as the hint is gone. A subject's object in the source is no distractor."""
+    names hinted at it are kept, as the hint is gone. A subject's object in the source is not a distractor."""
 
     seed: int = 0
     """Seed of the split into groups, and of the permutation of objects."""
@@ -152,8 +153,9 @@ class Selection:
         lines = [f"imported {_counts(self.imported)}"]
         lines += [f"dropped {_counts(counts)}: {reason}" for reason, counts in self.dropped.items() if counts.total()]
         lines += [
-            f"{one.relation}: {one.usable} usable of {one.imported}, {one.objects} objects; chance"
-            f" {one.chance:.4f} among them all, {1 / (1 + self.distractors):.4f} among {1 + self.distractors} options;"
+            f"{one.relation}: {one.usable} usable of {one.imported}, {plural(one.objects, 'object')}; chance"
+            f" {one.chance:.4f} among all of them, {1 / (1 + self.distractors):.4f} among {1 + self.distractors} "
+            "options;"
             f" the most frequent object answers {one.most_frequent:.4f}"
             for one in self.relations
         ]
@@ -275,8 +277,8 @@ def check_settings(settings: SelectConfig) -> None:
         if count < 0:
             raise InputError(f"is {count}", where=group, remedy="a number of facts, 0 or more")
     if not any(settings.counts().values()):
-        remedy = "a number of facts for one of them at least"
-        raise InputError("are all 0", where="infused, background and control", remedy=remedy)
+        problem = "is 0, and so are background and control"
+        raise InputError(problem, where="infused", remedy="ask for facts of at least one group")
     if settings.longest_name is not None and settings.longest_name < 1:
         raise InputError(f"is {settings.longest_name}", where="longest_name", remedy="1 character or more")
     if settings.distractors < 1:
@@ -355,18 +357,20 @@ def _draw(
     """Goes through the facts in random order and gives each to a random group that still has room for it."""
     relation, pool, meanings = source.relation, source.facts, source.entities.meanings
     needed = _objects_needed(settings)
-    spare = needed - settings.distractors  # objects that are no distractor: the answer, and what the source has
+    spare = needed - settings.distractors  # objects that are not distractors: the answer, and others of the subject
     objects = len(source.frequencies)
     if 0 < objects < needed and any(wanted.values()):
         raise InputError(
-            f"relation {relation!r} has {objects} different objects, {settings.distractors} distractors need {needed}",
+            f"relation {relation!r} has {plural(objects, 'different object')}; "
+            f"{plural(settings.distractors, 'distractor')} need {needed}",
             remedy=f"{_at_most(objects - spare)}, or leave the relation out:"
             " more facts of the same objects do not help",
         )
     for group, count in wanted.items():
         if 0 < count < needed:
             raise InputError(
-                f"{count} {group} facts of relation {relation!r} cannot have {settings.distractors} distractors each",
+                f"{plural(count, f'{group} fact')} of relation {relation!r} cannot have "
+                f"{plural(settings.distractors, 'distractor')} each",
                 remedy=f"at least {needed} facts of a group and relation",
             )
     drawn: list[tuple[Candidate, str]] = []
@@ -395,19 +399,19 @@ def _draw(
     short = {group: left for group, left in room.items() if left}
     if short:
         asked = " + ".join(f"{count} {group}" for group, count in wanted.items() if count)
-        taken = f"only {len(drawn)} of its {len(pool)} usable facts ({objects} objects) can be taken together"
-        few = f"it has {len(pool)} usable ones with {objects} objects" if len(drawn) == len(pool) else taken
+        taken = f"only {len(drawn)} of its {plural(len(pool), 'usable fact')} ({objects} objects) can be used together"
+        few = f"it has {len(pool)} usable ones with {plural(objects, 'object')}" if len(drawn) == len(pool) else taken
         raise InputError(
-            f"relation {relation!r} is to give {sum(wanted.values())} facts ({asked}), and {few}",
+            f"relation {relation!r} must provide {plural(sum(wanted.values()), 'fact')} ({asked}), but {few}",
             remedy=f"ask for fewer facts{_or_raise(settings, wanted, source.frequencies)}, or add relations",
         )
     for group in room:
         found = _frequencies((candidate for candidate, owner in drawn if owner == group), source.entities)
         if 0 < len(found) < needed:
             raise InputError(
-                f"the {found.total()} {group} facts of relation {relation!r} have {len(found)} different objects,"
-                f" {settings.distractors} distractors need {needed}",
-                # Facts that share an object by no more than that have so many objects whatever is drawn.
+                f"the {plural(found.total(), f'{group} fact')} of relation {relation!r} have "
+                f"{plural(len(found), 'different object')}; {plural(settings.distractors, 'distractor')} need {needed}",
+                # If no more facts than that share an object, there are so many objects whatever is drawn.
                 remedy=f"facts_per_object of {max(1, (found.total() - 1) // (needed - 1))} or less,"
                 f" {_at_most(len(found) - spare)}, or more {group} facts",
             )
@@ -423,7 +427,7 @@ def _has_room(used: Counter[str], answer: str, entities: Entities, most: int) ->
 
 
 def _at_most(distractors: int) -> str:
-    return f"at most {distractors} distractors" if distractors > 0 else "a relation whose objects differ"
+    return f"at most {plural(distractors, 'distractor')}" if distractors > 0 else "a relation whose objects differ"
 
 
 def _or_raise(settings: SelectConfig, wanted: Mapping[str, int], of_object: Mapping[str, int]) -> str:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import atomic_path, atomic_write, read_json, read_text, unreadable, write_json
+from megatron_kis.common.parsing import damage
 from megatron_kis.common.terms import RENDERED_GROUPS
 from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.storage.indexed import suffixed
@@ -138,7 +139,7 @@ def read_exposure_index(prefix: Path, *, exposures: int) -> ExposureIndex:
     try:
         index = _from_list(header) if header["schema"] == _LIST_SCHEMA else _from_table(prefix, header)
     except (KeyError, TypeError, ValueError) as error:
-        problem = f"not an index of exposures ({type(error).__name__}: {error})"
+        problem = f"not an index of exposures ({damage(error)})"
         raise InputError(problem, where=str(path), remedy=_REMEDY) from None
     table = index.table
     named = int(table[:, 1].sum())

@@ -253,7 +253,7 @@ class IndexedWriter:
 
 
 class IndexedReader:
-    """Reads ``PREFIX.bin``/``.idx`` through memory maps, whoever wrote them.
+    """Reads ``PREFIX.bin``/``.idx`` through memory maps, whichever program wrote them.
 
     Opening takes the same time whatever the size: it checks the header, the sizes of both files and the last entry of
     the index; :meth:`verify` checks all of it. ``reader[i]`` is sequence i: a read-only array of its token ids, shape
@@ -284,7 +284,11 @@ class IndexedReader:
         if version != _VERSION:
             raise InputError(f"index version {version}", where=where, remedy=f"expected {_VERSION}")
         if code not in _TOKEN_TYPES:
-            raise InputError(f"token type code {code}", where=where, remedy=f"expected one of {sorted(_TOKEN_TYPES)}")
+            raise InputError(
+                f"token type code {code}",
+                where=where,
+                remedy=f"expected one of {', '.join(map(str, sorted(_TOKEN_TYPES)))}",
+            )
         expected = _HEADER.size + 12 * sequences + 8 * boundaries
         if index_size != expected:
             raise _truncated(index_path, expected, index_size, f"{sequences} sequences and {boundaries} boundaries")
@@ -396,6 +400,13 @@ def content_fingerprint(prefix: Path) -> str:
 
 
 def _size(path: Path) -> int:
+    prefix = path.with_suffix("")
+    if not path.exists() and prefix.suffix in (".bin", ".idx") and prefix.exists():
+        remedy = f"give its prefix, {prefix.with_suffix('')}"
+        raise InputError("is one file of a corpus", where=str(prefix), remedy=remedy)
+    if not path.exists() and prefix.is_dir():
+        remedy = f"give the prefix of a corpus, such as {prefix / 'corpus'}"
+        raise InputError("is a folder, not a prefix", where=str(prefix), remedy=remedy)
     try:
         with open(path, "rb") as file:
             return os.fstat(file.fileno()).st_size

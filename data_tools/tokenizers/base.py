@@ -223,5 +223,5 @@ def made_with(tokenizer: Tokenizer, recorded: str, eod_id: Any = None) -> bool:
 
 
 def missing_bytes(tokens: Collection[bytes]) -> int:
-    """Counts the bytes that are no token of their own; a byte-level model needs all 256."""
+    """Counts the bytes that are not a token; a byte-level model needs all 256."""
     return 256 - sum(bytes([value]) in tokens for value in range(256))

@@ -30,7 +30,7 @@ def first_of_documents(tokenizer: Tokenizer) -> FirstTokens:
 
 
 def first_of_model(tokenizer: Tokenizer, path: Path) -> FirstTokens:
-    """Returns what precedes a text that a model of others is asked about, as lm-evaluation-harness has it.
+    """Returns what precedes a text for a model of another library, as in lm-evaluation-harness.
 
     It is what the tokenizer puts before every text; else the ``bos_token`` of ``tokenizer_config.json``; else the
     end-of-document token.

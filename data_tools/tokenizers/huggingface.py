@@ -162,7 +162,7 @@ def _eod(path: Path, tokenizer: Any) -> tuple[str, tuple[str, ...]]:
         if named is None:
             continue
         if not isinstance(named, str) or tokenizer.token_to_id(named) is None:
-            problem = f"{key} is {named!r}, which is no token of {path.name}"
+            problem = f"{key} is {named!r}, which is not a token of {path.name}"
             raise InputError(problem, where=str(side), remedy="name one" if side == meta else remedy)
         if side == config and named in _ENDS_OF_TURNS:
             other = usual or "another token"

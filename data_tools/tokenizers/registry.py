@@ -22,7 +22,7 @@ _PARTS = ("vocab.json", "merges.txt", "vocab.txt")
 _RANK_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
 _TEKKEN = re.compile(rb'"(?:token_bytes|default_num_special_tokens)"')
 _LOOKED_AT = 4096  # bytes of a file's beginning
-_RARE = ("\U00010348", "\U0001f9ff")  # characters of no vocabulary: they have bytes, or no tokens that tell them apart
+_RARE = ("\U00010348", "\U0001f9ff")  # characters of no vocabulary: they have bytes, or no tokens that distinguish them
 
 _LOADERS: dict[str, Callable[[Path, bytes], Tokenizer]] = {
     "huggingface": load_huggingface,

@@ -236,7 +236,7 @@ def is_id(value: Any) -> bool:
 
 
 def check_special(special: dict[str, int], ranks: dict[bytes, int], where: Path) -> None:
-    """Refuses special tokens whose ids do not tell them from all other tokens.
+    """Refuses special tokens whose ids are not unique among all tokens.
 
     Raises:
         InputError: names the token.

@@ -44,7 +44,7 @@ _SEEDS = 100_000  # pieces that unigram begins from; with SentencePiece's millio
 _SEEDS_PER_PIECE = 12
 _SHRINKING = 0.65  # share of the pieces that a round of unigram keeps; SentencePiece has 0.75
 _STEPS = 1  # of EM in a round; SentencePiece has 2
-_SPECIAL = 258  # pieces of a SentencePiece model that are no text: bytes, <unk>, end of document
+_SPECIAL = 258  # pieces of a SentencePiece model that are not text: bytes, <unk>, end of document
 _SEED_LIMIT = 1 << 32  # of SentencePiece; all else takes any whole number
 _RESERVED = "\u2585"  # SentencePiece silently drops lines with its own mark of unknown pieces
 
@@ -146,7 +146,7 @@ def train_tokenizer(
     byte_level = config.kind == "byte-bpe"  # whose pieces may span lines
     if byte_level != (output.suffix == ".json") or output.suffix == ".tiktoken":
         remedy = "byte-bpe is a .json file; unigram and bpe are neither .json nor .tiktoken"
-        raise InputError(f"is no name for a {config.kind} model", where=str(output), remedy=remedy)
+        raise InputError(f"is not a name of a {config.kind} model", where=str(output), remedy=remedy)
     sample = Sample(_SAMPLE)
     sample.draw((piece for text in texts for piece in _pieces(text, byte_level)), config.seed)
     if not sample.pieces:

@@ -63,7 +63,7 @@ def damage_of(model: bytes, error: Exception) -> str:
     except (ValueError, RecursionError):
         return message
     if not isinstance(content, dict):
-        return "it is no JSON object"
+        return "it is not a JSON object"
     if content and all(type(value) is int for value in content.values()):
         return "it maps words to ids, as a vocab.json, and does not say how text is cut"
     return message if "model" in content else "it has no model"

@@ -1,7 +1,7 @@
 """Encodes texts word by word where a ``tokenizer.json`` allows it: each word once, in place of each text as a whole.
 
 Files that were made from SentencePiece models cut no words before their model runs, and the library then searches each
-text as a whole. If no piece goes on after a word's end, what a text is cut into is what its words are cut into.
+text as a whole. If no piece continues after a word's end, the pieces of a text are the pieces of its words.
 Statements that fill the same templates have few words: they are encoded in a third of the time. A text that is not made
 of words with single spaces between them, or has an added token in it, is encoded as a whole.
 
@@ -28,7 +28,7 @@ _NORMALISER = (
 )
 _ACROSS = re.compile(f"[^{_MARK}]{_MARK}")
 _MOST_WORDS = 1_000_000  # words to remember, of some 500 bytes each
-_BEFORE = "a"  # a word that stands before each word when it is encoded
+_BEFORE = "a"  # a word that is put before each word when it is encoded
 _TIE = 1e-6
 """Difference of two splits' log-likelihoods that rounding could change; the sums of long texts round to 1e-10."""
 
@@ -132,7 +132,7 @@ def _is_tied(text: str, scores: dict[str, float], longest: int, unknown: float) 
         text: the text.
         scores: log-likelihood of each piece.
         longest: letters of the longest piece.
-        unknown: log-likelihood of a letter that is no piece.
+        unknown: log-likelihood of a letter that is not a piece.
     """
     best, second = [0.0], [-np.inf]
     for end in range(1, len(text) + 1):

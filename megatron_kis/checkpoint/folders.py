@@ -2,7 +2,7 @@
 
 ``checkpoints/step-00000120/`` holds the sharded tensors (``shards``), the logs up to there and ``checkpoint.json``,
 written last, with the hash of every other file. A folder is written under a name with a dot and renamed when it is
-whole; nothing points to the newest one: the names tell. All ranks share the file system.
+whole; nothing points to the newest one: its name shows it. All ranks share the file system.
 
 A checkpoint is damaged if something in it was read and is wrong, or is missing. If something cannot be read, that is an
 error: no checkpoint is skipped or removed for it.
@@ -225,7 +225,7 @@ def newest(run: Path, *, at: int | None = None) -> Checkpoint | None:
         raise InputError(
             f"none of the checkpoints can be used ({_listed(problems)})",
             where=str(run / FOLDER),
-            remedy="give back what they lack, or begin again with --restart, which removes them",
+            remedy="restore the missing files, or start again with --restart, which removes these checkpoints",
         )
     return found
 
@@ -239,11 +239,11 @@ def required(run: Path, step: int | None) -> Checkpoint:
     """
     checkpoint, problems = _search(run, step)
     if checkpoint is None:
-        problem = "has no whole checkpoint" + ("" if step is None else f" of step {step}")
+        problem = "has no complete checkpoint" + ("" if step is None else f" of step {step}")
         if problems:
             problem += f" ({_listed(problems)})"
         there = ", ".join(map(str, steps_there(run)))
-        remedy = f"steps that are there: {there}" if there else "train the run first"
+        remedy = f"available steps: {there}" if there else "train the run first"
         raise InputError(problem, where=str(run / FOLDER), remedy=remedy)
     return checkpoint
 
@@ -274,7 +274,7 @@ def _search(run: Path, at: int | None) -> tuple[Checkpoint | None, dict[int, str
             return checkpoint, problems
         problems[_step(folder)] = problem
         if first:
-            logger.warning(f"kis: checkpoint {folder} is damaged ({problem}); it is passed over")
+            logger.warning(f"kis: checkpoint {folder} is damaged ({problem}); it is skipped")
     return None, problems
 
 
@@ -294,8 +294,8 @@ def _folders(folder: Path) -> list[Path]:
 def left_there(run: Path) -> list[str]:
     """Lists everything in a run's folder of checkpoints except parts that a killed writer has left.
 
-    They need not be usable checkpoints: one that was renamed, or a link to a place that is not mounted, is somebody's
-    work as well. If the folder itself is a broken link, ``checkpoints`` is listed.
+    They need not be usable checkpoints: one that was renamed, or a link to a place that is not mounted, may be
+    somebody's work as well. If the folder itself is a broken link, ``checkpoints`` is listed.
 
     Raises:
         InputError: the folder may not be read.
@@ -353,7 +353,7 @@ def _read(folder: Path) -> Checkpoint | str:
     try:
         text = _unless_missing(lambda: path.read_text(encoding="utf-8"), path)
     except UnicodeDecodeError:
-        return f"{CHECKPOINT_FILE} is no text"
+        return f"{CHECKPOINT_FILE} is not text"
     return f"{CHECKPOINT_FILE} is missing" if text is None else _parsed(folder, text)
 
 
@@ -368,7 +368,7 @@ def _parsed(folder: Path, text: str) -> Checkpoint | str:
     if lacking is not None:
         return f"{CHECKPOINT_FILE} has no {lacking!r}"
     if manifest.pop("hash") != fingerprint(manifest):
-        return f"{CHECKPOINT_FILE} has another content than was written"
+        return f"{CHECKPOINT_FILE} has changed since it was written"
     return Checkpoint(folder, manifest)
 
 
@@ -388,7 +388,7 @@ def _damage(checkpoint: Checkpoint) -> str | None:
         if there is None:
             return f"{name} is missing"
         if there.st_size != facts["bytes"]:
-            return f"{name} has another content than was written"
+            return f"{name} has changed since it was written"
         try:
             sha256 = sha256_file(path)
         except InputError:
@@ -396,7 +396,7 @@ def _damage(checkpoint: Checkpoint) -> str | None:
                 return f"{name} is missing"
             raise
         if sha256 != facts["sha256"]:
-            return f"{name} has another content than was written"
+            return f"{name} has changed since it was written"
     return None
 
 

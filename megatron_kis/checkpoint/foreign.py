@@ -28,6 +28,7 @@ from megatron_kis.checkpoint import shards
 from megatron_kis.checkpoint.pickles import Inert, read_pickle
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import read_text, unreadable
+from megatron_kis.common.parsing import damage
 
 METADATA = ".metadata"
 _TRACKER = "latest_checkpointed_iteration.txt"
@@ -54,7 +55,7 @@ class ForeignCheckpoint:
         try:
             self.metadata, self._objects = _metadata(content)
         except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
-            raise InputError(f"not a list of parts ({type(error).__name__}: {error})", where=where) from None
+            raise InputError(f"not a list of parts ({damage(error)})", where=where) from None
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -115,30 +116,31 @@ class ForeignCheckpoint:
 def _newest(folder: Path) -> Path:
     """Returns the folder of a checkpoint, which ``folder`` is or names the newest of."""
     if not folder.is_dir():
-        raise InputError("there is no such folder", where=str(folder))
+        problem = "is a file" if folder.exists() else "no such folder"
+        raise InputError(problem, where=str(folder), remedy="give the folder of a checkpoint")
     tracker = folder / _TRACKER
     if tracker.is_file() and not (folder / METADATA).is_file():
         said = read_text(tracker).strip()
         name = f"iter_{int(said):07d}" if said.isdecimal() else said
         if Path(name).name != name or not (folder / name).is_dir():
-            raise InputError(f"names {said!r}, which is not there", where=str(tracker))
+            raise InputError(f"names {said!r}, which does not exist", where=str(tracker))
         folder = folder / name
     if (folder / METADATA).is_file():
         _check_format(folder)
         return folder
     old = next(folder.glob("mp_rank_*"), None)
-    problem = "is a checkpoint of the older format, pickled rank by rank" if old else f"holds no {METADATA}"
+    problem = "is a checkpoint of the older format, with one pickle per rank" if old else f"holds no {METADATA}"
     raise InputError(problem, where=str(folder), remedy=_CONVERT)
 
 
 def _check_format(folder: Path) -> None:
     path = folder / "metadata.json"
     if not path.is_file():
-        raise InputError("is missing, so that this is no checkpoint of Megatron-LM", where=str(path), remedy=_CONVERT)
+        raise InputError("is missing; this is not a checkpoint of Megatron-LM", where=str(path), remedy=_CONVERT)
     try:
         backend = json.loads(read_text(path))["sharded_backend"]
     except (KeyError, TypeError, ValueError):
-        raise InputError("does not say the checkpoint's format", where=str(path)) from None
+        raise InputError("does not name the checkpoint's format", where=str(path)) from None
     if backend != "torch_dist":
         raise InputError(f"the format is {backend}", where=str(path), remedy=_CONVERT)
 

@@ -87,6 +87,6 @@ def load_start(start: Start, sharded: dict[str, Any]) -> dict[str, Any]:
     found = [name for names in gather(damaged) for name in names]
     if found:
         where = str(start.folder / WEIGHTS / found[0])
-        raise InputError("has another content than was written", where=where, remedy="import the model again")
+        raise InputError("has changed since it was written", where=where, remedy="import the model again")
     loaded: dict[str, Any] = shards.load({"model": sharded}, start.folder / WEIGHTS)["model"]
     return loaded

@@ -74,7 +74,7 @@ def repair_logs(checkpoint: Checkpoint, run: Path) -> RepairedLogs:
     for name, (content, loss, there) in found.items():
         repaired.sizes[name] = len(content)
         if there[: len(content)] != content or loss:
-            repaired.problems[name] = loss or "was not as it had been written; restored from the checkpoint"
+            repaired.problems[name] = loss or "had changed since it was written; restored from the checkpoint"
             write_bytes(run / name, content)
         if loss:
             kinds = {"probe"} if name == PROBES else {"train", "validation"}

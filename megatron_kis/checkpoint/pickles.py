@@ -151,7 +151,7 @@ def _dictionary(items: list[Any]) -> dict[Any, Any]:
 
 
 def _keys(values: list[Any]) -> list[Any]:
-    """Returns values that are to be hashed; tuples within tuples take forever, or the stack, if there are enough."""
+    """Returns values that will be hashed; tuples within tuples take forever, or the stack, if there are enough."""
     for value in values:
         inner = value if isinstance(value, tuple) else ()
         if any(isinstance(item, tuple) and any(isinstance(one, tuple) for one in item) for item in inner):

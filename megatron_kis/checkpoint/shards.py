@@ -63,7 +63,7 @@ class _StagedWriter(FileSystemWriter):
         self._copies = {item.index: _copy(planner.resolve_data(item)) for item in plan.items}
 
     def resolve_data(self, item: WriteItem) -> torch.Tensor:
-        """The copy of an item: the writer asks us in the planner's place."""
+        """The copy of an item: the writer calls this instead of the planner."""
         return self._copies[item.index]
 
     def write(self) -> list[WriteResult]:
@@ -118,7 +118,7 @@ class Plans:
     """Plan of a run's first checkpoint, on which all ranks agreed: later ones hold the same tensors, and reuse it."""
 
     def __init__(self) -> None:
-        """Begins without a plan."""
+        """Starts without a plan."""
         self.items: list[WriteItem] | None = None
         """Items that this rank has to write; None before the first checkpoint."""
 
@@ -188,13 +188,13 @@ def load(sharded: dict[str, Any], folder: Path) -> dict[str, Any]:
         The same nesting with plain tensors, and the values that are not sharded.
 
     Raises:
-        InputError: an index that is missing or no index, or a checkpoint of other tensors.
+        InputError: a missing or invalid index, or a checkpoint of other tensors.
         JobError: the disk or the file server fails.
     """
     torch_strategy._get_filesystem_reader = _IndexReader  # in place of the only reader in Megatron-Core that unpickles
     with quiet_megatron():  # of functions that PyTorch means to remove
         try:
-            # what ranks read need not be disjoint or whole: nothing for all of them to tell each other
+            # what ranks read may overlap or be incomplete: they need not exchange plans
             loaded: dict[str, Any] = dist_checkpointing.load(sharded, str(folder), validate_access_integrity=False)
         except CheckpointException as error:  # no Exception: `except Exception` would miss it
             failures = [failure for failure, _ in error.failures.values()]
@@ -214,7 +214,7 @@ class _IndexReader(FileSystemReader):
     """PyTorch's reader of files, with ``index.json`` as its list of parts."""
 
     def __init__(self, path: Path | str, *, metadata: Metadata | None = None, **_: Any) -> None:
-        """Takes the arguments that Megatron-Core passes to a reader; those about cached metadata are not used."""
+        """Accepts the arguments that Megatron-Core passes to a reader; those about cached metadata are not used."""
         super().__init__(path)
         self._metadata = _read_index(Path(path) / INDEX_NAME) if metadata is None else metadata
         self._metadata.storage_meta = StorageMeta(load_id=self.load_id)
@@ -264,7 +264,7 @@ def read_tensors(folder: Path, names: Sequence[str]) -> dict[str, torch.Tensor]:
     """Reads whole tensors of a checkpoint, whatever layout it was written under; not collective.
 
     Raises:
-        InputError: the index is missing or no index, or a name is not in it.
+        InputError: the index is missing or invalid, or a name is not in it.
     """
     return read_parts_of(folder, _read_index(folder / INDEX_NAME), names)
 

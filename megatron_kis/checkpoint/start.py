@@ -44,7 +44,7 @@ class Start:
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of shape and weights: a run that begins with others is another run."""
+        """Fingerprint of shape and weights: a run that starts from others is another run."""
         return fingerprint({key: self.content[key] for key in ("model", "vocabulary", "files")})
 
 
@@ -76,7 +76,7 @@ def open_start(folder: Path, shape: ModelShape, *, vocabulary: int | None = None
         raise InputError(
             f"has {content['vocabulary']} rows in its embedding, the run's tokenizer needs {vocabulary}",
             where=str(path),
-            remedy="make the data with the tokenizer that is next to it",
+            remedy="make the data with the tokenizer next to it",
         )
     if longest is not None and start.positions is not None and longest > start.positions:
         raise InputError(

@@ -1,1 +1,1 @@
-"""One module a command: the only place that joins data_tools, megatron_kis and analysis."""
+"""One module per command: the only place that joins data_tools, megatron_kis and analysis."""

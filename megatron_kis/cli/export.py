@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from megatron_kis.cli.outputs import new_folder
+from megatron_kis.common.units import plural
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -16,10 +17,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "hf",
         help="Hugging Face: Llama, Qwen2 or Qwen3 architecture, safetensors, tokenizer",
         description="Write a checkpoint of any parallel layout, or a start of kis import, as a folder that "
-        "transformers opens: weights, configuration and tokenizer. Logits are those of the run.",
+        "transformers opens: weights, configuration and tokenizer. The logits are those of the run.",
     )
     huggingface.add_argument("run", type=Path, metavar="RUN_DIR", help="a run's folder, or a start")
-    huggingface.add_argument("--output", type=new_folder, required=True, metavar="DIR", help="folder to create")
+    huggingface.add_argument(
+        "--output", type=new_folder, required=True, metavar="DIR", help="folder to write; must be new or empty"
+    )
     huggingface.add_argument("--step", type=int, metavar="S", help="step of the checkpoint (default: the newest)")
     huggingface.add_argument("--no-tokenizer", action="store_true", help="leave the tokenizer out")
     huggingface.set_defaults(handler=_huggingface)
@@ -30,7 +33,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "iteration 0. Give Megatron-LM also --dist-ckpt-strictness log_all.",
     )
     megatron.add_argument("run", type=Path, metavar="RUN_DIR", help="the run's folder")
-    megatron.add_argument("--output", type=new_folder, required=True, metavar="DIR", help="folder to create")
+    megatron.add_argument(
+        "--output", type=new_folder, required=True, metavar="DIR", help="folder to write; must be new or empty"
+    )
     megatron.add_argument("--step", type=int, metavar="S", help="step of the checkpoint (default: the newest)")
     megatron.set_defaults(handler=_megatron)
     tasks = formats.add_parser(
@@ -44,7 +49,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     tasks.add_argument("run", type=Path, nargs="?", metavar="RUN_DIR", help="the run's folder")
     tasks.add_argument("--questions", type=Path, metavar="FILE", help="without a run: questions of kis data questions")
     tasks.add_argument("--tokenizer", type=Path, metavar="PATH", help="with --questions: the tokenizer, or its folder")
-    tasks.add_argument("--output", type=new_folder, required=True, metavar="DIR", help="folder to create")
+    tasks.add_argument(
+        "--output", type=new_folder, required=True, metavar="DIR", help="folder to write; must be new or empty"
+    )
     tasks.add_argument("--exposures", type=Path, metavar="PREFIX", help="other facts: prefix of kis data render")
     tasks.add_argument(
         "--all-templates", action="store_true", help="ask with every template (default: the run's choice)"
@@ -78,21 +85,24 @@ def _lm_eval(options: argparse.Namespace) -> int:
             options.run, options.output, exposures=options.exposures, all_templates=options.all_templates
         )
     for task, count in counts.items():
-        print(f"{task}: {count['questions']} questions, {count['left_out']} left out (they would be cut otherwise)")
+        print(
+            f"{task}: {plural(count['questions'], 'question')}, {count['left_out']} left out (the harness would "
+            "split them differently)"
+        )
     if more := read_json(options.output / "export.json", TASKS_SCHEMA)["model_args"]:
         print(f"the contexts spell out the tokenizer's first token: ask with --model_args pretrained=MODEL,{more}")
     return 0
 
 
 def _check_source(options: argparse.Namespace) -> None:
-    """Refuses a run with questions of no run, and neither of them.
+    """Refuses a run together with other questions, and a call with neither.
 
     Raises:
         InputError: names the option.
     """
     from megatron_kis.common.errors import InputError
 
-    both = "give RUN_DIR, or --questions FILE --tokenizer PATH"
+    both = "give RUN_DIR, or --questions FILE and --tokenizer PATH"
     if options.run is None and (options.questions is None or options.tokenizer is None):
         missing = "--questions" if options.questions is None else "--tokenizer"
         raise InputError("is missing, and there is no RUN_DIR", where=missing, remedy=both)
@@ -100,4 +110,4 @@ def _check_source(options: argparse.Namespace) -> None:
     for name in foreign:
         if getattr(options, name) not in (None, False):
             beside = "RUN_DIR" if options.run is not None else "--questions"
-            raise InputError(f"does not go with {beside}", where=f"--{name.replace('_', '-')}", remedy=both)
+            raise InputError(f"cannot be combined with {beside}", where=f"--{name.replace('_', '-')}", remedy=both)

@@ -1,4 +1,4 @@
-"""``kis import``: a model of others as the start of a run."""
+"""``kis import``: a model of another library as the start of a run."""
 
 from __future__ import annotations
 
@@ -20,20 +20,24 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "hf",
         help="Hugging Face: a Llama, Mistral, Qwen2 or Qwen3 in safetensors",
         description="Write a start, from which kis train begins (model.init_from), and the tokenizer, with which the "
-        "data must be made; prints the model section of a run. All other models are refused by name.",
+        "data must be made. Print the model section of a run. Other models are refused by name.",
     )
     huggingface.add_argument("source", type=Path, metavar="DIR", help="folder with config.json and *.safetensors")
-    huggingface.add_argument("--output", type=new_folder, required=True, metavar="DIR", help="folder to create")
+    huggingface.add_argument(
+        "--output", type=new_folder, required=True, metavar="DIR", help="folder to write; must be new or empty"
+    )
     huggingface.add_argument("--eod", metavar="TOKEN", help="token that ends documents (default: its eos_token)")
     huggingface.set_defaults(handler=_huggingface)
     megatron = formats.add_parser(
         "megatron",
         help="Megatron-LM: a checkpoint of a Llama-like model in the format torch_dist",
-        description="Write a start, from which kis train begins (model.init_from), and prints the model section of a "
+        description="Write a start, from which kis train begins (model.init_from), and print the model section of a "
         "run. Nothing is unpickled. The shape is read from the arguments in the checkpoint.",
     )
     megatron.add_argument("source", type=Path, metavar="DIR", help="a checkpoint, or the folder of several")
-    megatron.add_argument("--output", type=new_folder, required=True, metavar="DIR", help="folder to create")
+    megatron.add_argument(
+        "--output", type=new_folder, required=True, metavar="DIR", help="folder to write; must be new or empty"
+    )
     megatron.add_argument(
         "--tokenizer",
         type=Path,
@@ -61,7 +65,7 @@ def _megatron(options: argparse.Namespace) -> int:
     from megatron_kis.convert.from_megatron import import_megatron
 
     if options.eod is not None and options.tokenizer is None:
-        raise InputError("names a token of no tokenizer", where="--eod", remedy="give --tokenizer, too")
+        raise InputError("names a token, and there is no tokenizer", where="--eod", remedy="add --tokenizer")
     return _print(
         import_megatron(
             options.source, options.output, tokenizer=options.tokenizer, eod=options.eod, model=options.model
@@ -77,5 +81,5 @@ def _print(start: Start) -> int:
         print(f"  {name}: {str(value).lower() if isinstance(value, bool) else value}")
     for what in ("added", "dropped"):
         if content[f"rows_{what}"]:
-            print(f"# {content[f'rows_{what}']} rows of the embedding that belong to no piece were {what}")
+            print(f"# {content[f'rows_{what}']} rows of the embedding without a piece were {what}")
     return 0

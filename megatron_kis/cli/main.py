@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_places(options)
         _expand_paths(options)
         status: int = options.handler(options)
-        sys.stdout.flush()  # here, where a reader that has left is no error, and not at exit
+        sys.stdout.flush()  # here, where a closed pipe is not an error, and not at exit
     except KisError as error:
         if debug:
             traceback.print_exc()
@@ -90,7 +90,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options, more = parser.parse_known_args(arguments)
     more = take_overrides(options, more)
     if more:
-        parser.error("unrecognized arguments: " + " ".join(more))
+        quotes = "; put a setting with spaces in quotes" if any(set(word) & set("[]{}") for word in more) else ""
+        parser.error("unrecognized arguments: " + " ".join(more) + quotes)
     return options
 
 

@@ -1,4 +1,4 @@
-"""Options that name what a command writes. They are checked before any work, and whatever they name can be written.
+"""Options that name what a command writes. They are checked before any work: what they name can be written.
 
 Folders on the way that are not there are made when the command writes.
 """
@@ -14,10 +14,10 @@ from megatron_kis.common.paths import expanded, unwritable
 
 
 def new_file(text: str) -> Path:
-    """Returns a file to write, as an argument: no folder, and in a folder that can be written or made."""
+    """Returns a file to write, as an argument: not a folder, and in a folder that can be written or made."""
     path = in_folders(text)
     if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} is a folder; expected the name of a file")
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder; give the name of a file")
     return path
 
 
@@ -42,12 +42,12 @@ def new_prefix(text: str) -> Path:
     """Returns the prefix of files to write, as an argument: a name, and in a folder that can be written or made."""
     path = in_folders(text)
     if text.endswith(os.sep) or not path.name:
-        raise argparse.ArgumentTypeError(f"{text!r} is a folder; expected the beginning of the files' names")
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder; give the beginning of the files' names")
     return path
 
 
 def check_written(path: Path) -> None:
-    """Refuses a file that cannot be written, before the work whose result it is to hold.
+    """Refuses a file that cannot be written, before the work whose result it will hold.
 
     Raises:
         InputError: it is a folder, or in one that can be neither written nor made.
@@ -79,7 +79,7 @@ def spare_inputs(options: argparse.Namespace, outputs: tuple[str, ...], inputs: 
             place = path.resolve()
             if name in outputs and (other := taken.get(place) or _same_file(path, taken)):
                 does = f"written by {_flag(other)}" if other in outputs else "read"
-                raise InputError(f"{path} is {does}, too", where=_flag(name), remedy="write it elsewhere")
+                raise InputError(f"{path} is also {does}", where=_flag(name), remedy="write it elsewhere")
             taken[place] = name
 
 
@@ -88,13 +88,13 @@ def _check_folder(folder: Path, text: str) -> None:
     if there is None:
         return
     if not there.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r}: {str(there)!r} is a file; expected a folder")
+        raise argparse.ArgumentTypeError(f"{text!r}: {str(there)!r} is a file, not a folder")
     if unwritable(there):
         raise argparse.ArgumentTypeError(f"{text!r}: the folder {str(there)!r} cannot be written; choose another place")
 
 
 def _same_file(path: Path, taken: dict[Path, str]) -> str | None:
-    """Returns what names the same file in another way, as a hard link does."""
+    """Returns another name of the same file, such as a hard link."""
     if not path.exists():
         return None
     return next((name for place, name in taken.items() if place.exists() and place.samefile(path)), None)

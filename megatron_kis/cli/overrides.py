@@ -13,7 +13,7 @@ def take_overrides(options: argparse.Namespace, more: Sequence[str]) -> list[str
     """Moves settings that argparse has put elsewhere to ``options.overrides``.
 
     A list of names (``--only A seeds=[0]``) takes all words after it, and words after another option
-    (``--workers 2 seeds=[0]``) are not recognised. No name holds an equals sign.
+    (``--workers 2 seeds=[0]``) are not recognised. No name contains an equals sign.
 
     Args:
         options: what argparse has understood; changed in place.
@@ -44,13 +44,13 @@ def check_places(options: argparse.Namespace) -> None:
     for name, what in (("study", "STUDY.yaml"), ("config", "RUN.yaml")):
         value = getattr(options, name, None)
         if isinstance(value, Path) and _is_setting(str(value)) and not value.exists():
-            problem = f"is given where {what} is expected"
-            raise InputError(problem, where=str(value), remedy="settings come after the file")
+            problem = f"is not {what}"
+            raise InputError(problem, where=str(value), remedy="settings (key=value) come after the file")
     run = getattr(options, "run_name", None)
     if run is not None and "=" in run:
-        raise InputError("is given where a run is expected", where=run, remedy="settings come after the run's name")
+        raise InputError("is not the name of a run", where=run, remedy="settings (key=value) come after the run's name")
     if getattr(options, "only", None) == []:
-        raise InputError("names no run", where="--only", remedy="kis study status lists them")
+        raise InputError("is not the name of a run", where="--only", remedy="kis study status lists them")
 
 
 def _is_setting(word: str) -> bool:

@@ -13,27 +13,28 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from megatron_kis.common.errors import InputError, nearest, printable
+from megatron_kis.common.units import parse_count
 
 if TYPE_CHECKING:
     from megatron_kis.common.configuration import Config
+
+_LARGEST_WRITTEN = 10**15  # whole numbers up to this one are written out in a message
 
 
 class HelpFormatter(argparse.HelpFormatter):
     """Formatter that shows the default of an option, unless its help does, or the default says nothing."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        shown = "%(default)s"
-        text = (action.help or "").replace(f" (default: {shown})", "")  # Python's own, of --x and --no-x
+        text = (action.help or "").replace(" (default: %(default)s)", "")  # Python's own, of --x and --no-x
         says_nothing = action.default in (None, argparse.SUPPRESS, "", [], ()) or isinstance(action.default, bool)
         if not action.option_strings or action.required or says_nothing or "default" in text:
             return text
-        if isinstance(action.default, (list, tuple)):
-            shown = " ".join(str(value) for value in action.default)
-        return f"{text} (default: {shown})"
+        listed = isinstance(action.default, list | tuple)
+        return f"{text} (default: {' '.join(map(str, action.default)) if listed else '%(default)s'})"
 
 
 class Parser(argparse.ArgumentParser):
-    """Parser that adds some of its options only when it is used, and whose complaints are harmless to a terminal.
+    """Parser that adds some of its options only when it is used, and whose messages are safe to print on a terminal.
 
     A description is printed as a sentence, and hidden commands are in no list of choices.
     """
@@ -64,18 +65,25 @@ class Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
             shown = [command.dest for command in action._choices_actions]
-            raise argparse.ArgumentError(action, f"there is no {value!r}; {nearest(value, shown)}")
+            raise argparse.ArgumentError(action, f"unknown command {value!r}; {nearest(value, shown)}")
         super()._check_value(action, value)
 
     def error(self, message: str) -> NoReturn:
-        """Prints the usage and the complaint, and ends with status 2."""
-        message = re.sub(r"invalid int value: (.+)", r"\1 is no whole number", message)
-        message = re.sub(r"invalid float value: (.+)", r"\1 is no number", message)
+        """Prints the usage and the message, and exits with status 2."""
+        message = re.sub(r"invalid int value: '(.+)'", _not_an_int, message)
+        message = re.sub(r"invalid float value: (.+)", r"\1 is not a number", message)
         super().error(printable(message))
 
 
+def _not_an_int(found: re.Match[str]) -> str:
+    """Returns what is wrong with a value that ``int`` refuses; ``1e6`` is a whole number in other digits."""
+    number = parse_count(found[1])
+    whole = number is not None and number == number.to_integral_value() and abs(number) < _LARGEST_WRITTEN
+    return f"{found[1]!r} is not a whole number" + (f" in digits; write {int(number)}" if whole and number else "")
+
+
 def options_of(parser: argparse.ArgumentParser, add: Callable[[], None]) -> None:
-    """Calls ``add``, which adds options to ``parser``, when the parser is used; at once where it is another's."""
+    """Calls ``add``, which adds options to ``parser``, when the parser is used; at once for other parsers."""
     if isinstance(parser, Parser):
         parser.complete_later(add)
     else:

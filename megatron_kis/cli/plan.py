@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_kis.common.errors import InputError
-from megatron_kis.common.units import quantity, whole_quantity
+from megatron_kis.common.units import plural, quantity, whole_quantity
 from megatron_kis.config.ladder import PRESETS
 
 if TYPE_CHECKING:
@@ -34,9 +34,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "model", metavar="MODEL", help="a preset, a shape (layers=32,width=4096,heads=32,...), RUN.yaml or STUDY.yaml"
     )
-    parser.add_argument(
-        "--tokens", type=quantity, metavar="D", help="tokens of the run (for a model; files have their own)"
-    )
+    parser.add_argument("--tokens", type=quantity, metavar="D", help="tokens of the run (for a preset or a shape)")
     parser.add_argument(
         "--gpus", type=int, metavar="N", help="GPUs of a run (default: 1; for a file, the ranks of its layout)"
     )
@@ -75,6 +73,8 @@ def _plan(options: argparse.Namespace) -> int:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise InputError(f"is {value}", where=f"--{name}", remedy="must be at least 1")
+    if options.tokens is not None and Path(options.model).suffix in (".yaml", ".yml"):
+        raise InputError("cannot be combined with a file, which has its own budget", where="--tokens")
     if options.mfu is not None and not 0 < options.mfu <= 1:
         raise InputError(f"is {options.mfu}", where="--mfu", remedy="a share between 0 and 1, such as 0.4")
     kind = _linked(hardware.gpu(options.gpu), options)
@@ -107,7 +107,7 @@ def _plan(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(result, indent=1))
     else:
-        print(f"all: {runs:,} run(s), {flops:.3g} FLOPs, {gpu_time(hours)} on {kind.name}")
+        print(f"all: {plural(runs, 'run')}, {flops:.3g} FLOPs, {gpu_time(hours)} on {kind.name}")
     return 0
 
 
@@ -123,7 +123,7 @@ def _linked(kind: Gpu, options: argparse.Namespace) -> Gpu:
 
 
 def _layouts(planned: Planned, options: argparse.Namespace, kind: Gpu) -> tuple[list[PlannedLayout], str]:
-    """Returns the layout that a file has, if it fits; else those that do, and a note."""
+    """Returns the layout in a file, if it fits; else layouts that fit, and a note."""
     from megatron_kis.planning import layouts
 
     note = ""
@@ -147,7 +147,7 @@ def _print(row: dict[str, Any], found: list[PlannedLayout], note: str) -> None:
 
     print(
         f"{row['model']}: {row['params']:,} parameters, {row['tokens']:,.0f} tokens, "
-        f"{row['runs']} run(s) on {row['gpus']} GPU(s)"
+        f"{plural(row['runs'], 'run')} on {plural(row['gpus'], 'GPU')}"
     )
     if note:
         print(f"  {note}")
@@ -160,13 +160,13 @@ _OF_THE_PEAK = {"fp32": " of the FP32 peak", "fp8": " of the BF16 peak, whose ti
 
 @dataclass(frozen=True)
 class Planned:
-    """Runs to be planned: alike but for dose and seed."""
+    """Runs to plan, which differ only in dose and seed."""
 
     label: str
     """Name of the model or the run."""
 
     job: Job
-    """Training to be planned."""
+    """Training to plan."""
 
     runs: int = 1
     """Number of such runs."""
@@ -192,7 +192,7 @@ def _jobs(options: argparse.Namespace) -> list[Planned]:
         content = {key: value for key, _, value in parts}
         if not all(sign for _, sign, _ in parts) or len(content) < len(parts):
             raise InputError(
-                f"{options.model!r} is no list of keys and values",
+                f"{options.model!r} is not a list of keys and values",
                 where="MODEL",
                 remedy="each once, such as layers=32,width=4096,heads=32",
             )

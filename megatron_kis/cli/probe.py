@@ -8,6 +8,9 @@ from pathlib import Path
 
 from megatron_kis.cli.outputs import new_file
 from megatron_kis.cli.probe_model import add_model_options, ask_model, check_kind, print_answers
+from megatron_kis.common.units import plural
+
+_DEVICES = ("auto", "cpu", "cuda")
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -15,13 +18,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "probe",
         help="ask a checkpoint what it knows",
         description="Score a checkpoint of a run on the questions it was trained with, or on others that were made "
-        "with the same tokenizer (kis data render). Under torchrun, ranks that --tensor and --pipeline leave share "
+        "with the same tokenizer (kis data render). Under torchrun, the ranks beyond --tensor x --pipeline share "
         "the questions. With --model, any causal model of Hugging Face is asked.",
     )
     parser.add_argument("run", type=Path, nargs="?", metavar="RUN_DIR", help="the run's folder")
     parser.add_argument("--step", type=int, metavar="S", help="step of the checkpoint (default: the newest)")
     parser.add_argument("--exposures", type=Path, metavar="PREFIX", help="other facts: prefix of kis data render")
-    parser.add_argument("--all-templates", action="store_true", help="ask with every template, not the run's choice")
+    parser.add_argument(
+        "--all-templates", action="store_true", help="ask with every template (default: the run's choice)"
+    )
     parser.add_argument("--scoring", metavar="RULE", default="statement", help="rule of the table (default: statement)")
     parser.add_argument("--batch-size", type=int, metavar="N", help="options in a forward pass (default: the run's)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
@@ -29,11 +34,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--pipeline", type=int, default=1, metavar="N", help="pipeline stages (default: 1)")
     parser.add_argument("--json", action="store_true", help="print all rules and the choices behind them as JSON")
     parser.add_argument("--outcomes", type=new_file, metavar="FILE.npz", help="write one record per question")
-    kept = "keep the answers in the run's folder next to its own, for the analysis (as kis study probe); a finished run"
+    kept = "store the answers in the folder of a finished run, for the analysis (as kis study probe does)"
     parser.add_argument("--keep", action="store_true", help=kept)
-    section = "section probes of a study, as JSON, in place of the run's own; with --keep"
+    section = "section probes of a study, as JSON, instead of the run's own; needs --keep"
     parser.add_argument("--probes", metavar="JSON", help=section)
-    when = "write when each question was learned, forgotten and learned again in the run's own probes; asks nothing"
+    when = "write when each question was learned, forgotten and learned again in the run's own probes"
     parser.add_argument("--histories", type=new_file, metavar="FILE.csv", help=when)
     add_model_options(parser)
     parser.set_defaults(handler=_probe)
@@ -50,17 +55,23 @@ def _probe(options: argparse.Namespace) -> int:
         )
     if options.model is not None:
         return ask_model(options)
+    for name in ("batch_size", "tensor", "pipeline"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise InputError(f"is {value}", where=f"--{name.replace('_', '-')}", remedy="use 1 or more")
+    if options.device not in _DEVICES:
+        remedy = f"valid: {', '.join(_DEVICES)}"
+        raise InputError(f"unknown device {options.device!r}", where="--device", remedy=remedy)
     from megatron_kis.evaluate.checkpoint import evaluate_checkpoint
 
     if options.keep:
         return _keep(options)
     if options.probes is not None:
-        raise InputError("goes with --keep alone", where="--probes", remedy="use --all-templates, or add --keep")
+        raise InputError("needs --keep", where="--probes", remedy="use --all-templates, or add --keep")
     if options.histories is not None:
         from megatron_kis.evaluate.history import write_histories
 
         moments = write_histories(options.run, options.histories, rule=options.scoring)
-        print(f"{options.histories}: {moments} moments, rule {options.scoring}")
+        print(f"{options.histories}: {plural(moments, 'moment')}, rule {options.scoring}")
         return 0
     found = evaluate_checkpoint(
         options.run,
@@ -96,7 +107,7 @@ def _keep(options: argparse.Namespace) -> int:
 
     for name in ("step", "outcomes", "histories", "json"):
         if getattr(options, name) not in (None, False):
-            problem = "does not go with --keep, which keeps the answers of the last step"
+            problem = "cannot be combined with --keep, which keeps the answers of the last step"
             raise InputError(problem, where=f"--{name}", remedy="leave it out")
     probes = open_run(options.run).config.probes
     if options.probes is not None:

@@ -36,7 +36,7 @@ _OF_CURVES = ("tokens", "frequency", "seed")
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of ``--model``."""
-    group = parser.add_argument_group("a model of Hugging Face in place of a run (the export extra)")
+    group = parser.add_argument_group("a model of Hugging Face instead of a run (needs the export extra)")
     model = "folder with config.json, *.safetensors and the tokenizer"
     group.add_argument("--model", type=Path, metavar="DIR", help=model)
     group.add_argument("--questions", type=Path, metavar="FILE", help="questions of kis data questions")
@@ -56,22 +56,24 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_kind(options: argparse.Namespace) -> None:
-    """Refuses options of a run with a model, and of a model with a run, and neither of them.
+    """Refuses options of a run with a model, options of a model with a run, and a call with neither.
 
     Raises:
         InputError: names the option.
     """
     if options.run is None and options.model is None:
-        raise InputError("nothing to ask", where="kis probe", remedy="give RUN_DIR, or --model DIR --questions FILE")
+        raise InputError(
+            "nothing to ask", where="kis probe", remedy="give RUN_DIR, or --model DIR and --questions FILE"
+        )
     foreign, remedy = (
-        (_OF_MODELS, "it belongs to --model DIR") if options.model is None else (_OF_RUNS, "it belongs to RUN_DIR")
+        (_OF_MODELS, "use it with --model DIR") if options.model is None else (_OF_RUNS, "use it with RUN_DIR")
     )
     for name in foreign:
         given = getattr(options, name)
         if given is not None and given is not False and given != _DEFAULTS.get(name):
             flag = "RUN_DIR" if name == "run" else f"--{name.replace('_', '-')}"
             raise InputError(
-                f"does not go with {'a run' if options.model is None else '--model'}", where=flag, remedy=remedy
+                f"cannot be combined with {'a run' if options.model is None else '--model'}", where=flag, remedy=remedy
             )
     if options.model is None:
         return
@@ -80,7 +82,7 @@ def check_kind(options: argparse.Namespace) -> None:
     for name in _OF_CURVES:
         given = getattr(options, name) is not None
         if options.curves is None and given:
-            raise InputError("is for the row of a curve", where=f"--{name}", remedy="give --curves FILE.csv, too")
+            raise InputError("needs --curves FILE.csv", where=f"--{name}", remedy="add --curves FILE.csv")
         if options.curves is not None and not given and name != "seed":
             raise InputError("is missing", where=f"--{name}", remedy="a row of --curves needs it")
     if options.frequency is not None and not 0 <= options.frequency < math.inf:
@@ -150,7 +152,7 @@ def ask_model(options: argparse.Namespace) -> int:
 def _add_to_curves(
     options: argparse.Namespace, rows: Iterable[dict[str, Any]], params: int, *, write: bool = True
 ) -> None:
-    """Adds rows of answers to ``--curves``, or looks whether they could be added."""
+    """Adds rows of answers to ``--curves``, or checks that they can be added."""
     from megatron_kis.analysis.runs.append_csv import add_to_curves_csv
 
     cell = {"params": params, "tokens": options.tokens, "frequency": options.frequency, "seed": options.seed or 0}
@@ -202,4 +204,4 @@ def print_answers(rows: Iterable[dict[str, Any]], rule: str) -> None:
         print(f"{row['group']:<12}{row['split']:<10}" + "".join(f"{cell:>10}" for cell in cells))
     print("right: share of questions; always, ever: of facts, under all or some templates; completed: of answers at")
     print("the end of a statement, those that greedy decoding gives; bits: log2 of the options of each fact that is")
-    print("known beyond guessing; over the parameters a capacity, where learning has saturated")
+    print("known beyond guessing; bits divided by parameters are a capacity where learning has saturated")

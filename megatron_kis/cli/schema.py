@@ -11,9 +11,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "schema",
         help="print the JSON Schema of a run's or a study's file",
         description="Print a JSON Schema with every key, its type, default and meaning. An editor that reads it "
-        "completes keys and marks mistakes.",
+        "completes keys and marks errors.",
     )
-    parser.add_argument("kind", choices=("run", "study"), help="the file of kis train, or that of kis study")
+    parser.add_argument("kind", choices=("run", "study"), help="the file of kis train, or the file of kis study")
     parser.set_defaults(handler=_schema)
 
 

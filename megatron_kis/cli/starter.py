@@ -2,8 +2,8 @@
 
     python -m megatron_kis.cli.starter FILE_DESCRIPTOR
 
-``executor.starter`` starts it, and says and hears lines of JSON through the socket of that descriptor. With each line
-comes the end of a pipe, through which the process that is forked for it is told to begin.
+``executor.starter`` starts it, and exchanges lines of JSON with it through the socket of that descriptor. With each
+line comes the end of a pipe, which tells the process that is forked for it when to begin.
 """
 
 from __future__ import annotations

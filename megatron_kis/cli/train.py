@@ -15,9 +15,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "train",
         help="train one run; with several ranks under torchrun or srun",
-        description="Train one run from a YAML file. A folder that is DONE with these settings is left as it is; an "
-        "unfinished run resumes from its newest whole checkpoint. SIGTERM and SIGUSR1 make it save a checkpoint and "
-        "leave with exit status 75.",
+        description="Train one run from a YAML file. A run that is complete with these settings is left unchanged; an "
+        "unfinished run resumes from its newest complete checkpoint. On SIGTERM or SIGUSR1 it saves a checkpoint and "
+        "exits with status 75.",
         epilog="model presets: " + ", ".join(PRESETS),
     )
     parser.add_argument("config", type=Path, metavar="RUN.yaml", help="the run's configuration")
@@ -27,10 +27,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--branch-from",
         metavar="RUN_DIR[@STEP]",
-        help="start from a checkpoint of another run (schedule wsd, at a step with a stable rate) and decay from there",
+        help="start from a checkpoint of another run (schedule wsd, with a stable learning rate at that step)",
     )
     parser.add_argument(
-        "--restart", action="store_true", help="begin an unfinished run again; its checkpoints are removed"
+        "--restart", action="store_true", help="start an unfinished run again at step 0; its checkpoints are removed"
     )
     parser.set_defaults(handler=_train)
 
@@ -50,8 +50,8 @@ def _train(options: argparse.Namespace) -> int:
 def import_trainer() -> Callable[..., Path]:
     """Imports Megatron-Core and returns ``train``.
 
-    Garbage is not looked for meanwhile: imports make half a million objects that stay, and to go over them again and
-    again takes longer than a fifth of the imports. Nor are they looked at again later.
+    The garbage collector is off meanwhile: imports make half a million objects that stay, and scanning them again and
+    again takes more than a fifth of the imports' time. They are not scanned later either.
     """
     gc.disable()
     try:

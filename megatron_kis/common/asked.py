@@ -102,7 +102,9 @@ def check_folder(run: Path) -> None:
     """
     folder = run / FOLDER
     if folder.exists() and not folder.is_dir():
-        raise InputError("is a file where a folder is wanted", where=str(folder), remedy="move it away, then ask again")
+        raise InputError(
+            "is a file, not a folder", where=str(folder), remedy="move it away, then run the command again"
+        )
     answers_of(run)
 
 
@@ -125,7 +127,7 @@ def answers_of(run: Path) -> dict[Asking, Path]:
         try:
             record = read_json(path, SCHEMA, keys=(QUESTIONS, "probes", "asked", "files"))
             if not isinstance(record["probes"], dict):
-                raise InputError("'probes' is no object", where=str(path))
+                raise InputError("'probes' is not an object", where=str(path))
         except InputError as error:
             remedy = f"remove the folder {folder / name}, and ask again with kis study probe"
             raise InputError(error.problem, where=error.where, remedy=remedy) from None

@@ -1,4 +1,4 @@
-"""What pydantic complains about, in our words: the key as the user wrote it, what is there, and what would be right.
+"""Pydantic's errors in our words: the key as the user wrote it, what is there, and what would be right.
 
 pydantic names a place by the types that it tried (``templates.literal['random']``) and by what validators made of the
 settings (``background.groups.1`` for an entry of the list ``background``). Here a place is what the content has.
@@ -56,7 +56,7 @@ def input_error(
     section: str = "",
     overrides: Sequence[str] = (),
 ) -> InputError:
-    """Returns the first of pydantic's complaints as one of ours.
+    """Returns the first of pydantic's errors as one of ours.
 
     Args:
         error: the complaints.
@@ -90,7 +90,7 @@ def override_of(key: str, overrides: Sequence[str]) -> str | None:
 
 
 def refuse_truth_values(value: Any, kind: Any) -> None:
-    """Refuses true and false where a number is wanted; pydantic would take them for 1 and 0.
+    """Refuses true and false where a number is expected; pydantic would read them as 1 and 0.
 
     Args:
         value: of a field, as it was given.

@@ -40,7 +40,7 @@ def _safe_name(text: str) -> str:
 
 
 SafeName = Annotated[str, AfterValidator(_safe_name)]
-"""Name that becomes a folder: see ``identifiers``."""
+"""Name that is used for a folder: see ``identifiers``."""
 
 Count = Annotated[int, BeforeValidator(as_count, json_schema_input_type=float | str)]
 """Number of tokens or parameters, which may be written ``1.2e6`` or ``7b``."""
@@ -51,7 +51,7 @@ Quantity = Annotated[float, BeforeValidator(as_count, json_schema_input_type=flo
 
 @dataclass(frozen=True)
 class OtherFile:
-    """A file of another kind that is easily given in place of one of these settings."""
+    """A file of another kind that is easily confused with a file of these settings."""
 
     key: str
     """A key of such files."""
@@ -76,7 +76,7 @@ class Config(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuses true and false where a number is wanted, and nothing where a path is."""
+        """Refuses true and false where a number is expected, and an empty value where a path is."""
         if info.field_name in cls.model_fields:
             kind = cls.model_fields[info.field_name].annotation
             refuse_truth_values(value, kind)
@@ -192,7 +192,7 @@ def parse_config(
 
 
 _RELATIVE = "_relative_paths"
-"""Next to the fields of settings that were read: the paths that their file names relatively. They are no setting."""
+"""Next to the fields of settings that were read: the paths that their file names relatively. They are not settings."""
 
 _BOUNDS = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum", "le": "maximum"}
 
@@ -222,7 +222,7 @@ def as_content(config: Config, folder: Path, *, within: Path | None = None, as_r
         config: the settings.
         folder: where the file is.
         within: a folder that is moved and copied as a whole.
-        as_read: whether to name relatively, too, what the file that was read names relatively.
+        as_read: whether to keep the paths relative that the file names relatively.
     """
     relative = config.__dict__.get(_RELATIVE, frozenset()) if as_read else frozenset()
     return _dumped(config, lambda path: seen_from(path, folder, within=within, relative=path in relative))
@@ -269,7 +269,12 @@ def _override(content: dict[str, Any], override: str, kind: type[BaseModel], bas
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise InputError("is not of the form key=value", where=override, remedy="for example training.seed=1")
-    value = parse_yaml(text, where=override)
+    try:
+        value = parse_yaml(text, where=override)
+    except InputError as error:
+        whole = all(text.count(start) == text.count(end) for start, end in ("[]", "{}"))
+        remedy = error.remedy if whole else "put the whole setting in quotes, as in 'ladder=[{preset: cpu-32}]'"
+        raise InputError(error.problem, where=override, remedy=remedy) from None
     *path, last = key.split(".")
     section = content
     fields = fields_of(kind)

@@ -1,4 +1,4 @@
-"""Tables on standard output, and bars on standard error: made for a terminal, plain lines elsewhere."""
+"""Tables on standard output, and bars on standard error: formatted for a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

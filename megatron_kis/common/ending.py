@@ -1,4 +1,4 @@
-"""How ``kis train`` ended, told to whoever started it: a file that outlives torchrun and srun, which tell less.
+"""How ``kis train`` ended, for whoever started it: a file that outlives torchrun and srun, which report less.
 
 ``KIS_STATUS_FILE`` names the file. The first rank that fails writes it, exclusively: what other ranks meet afterwards
 (a connection that is closed, a signal) is a consequence. torchrun itself reads ``TORCHELASTIC_ERROR_FILE`` of each rank
@@ -24,7 +24,7 @@ SCHEMA = "kis.status/1"
 
 _TORCHRUN = "TORCHELASTIC_ERROR_FILE"
 _PATIENCE = 5.0
-"""Seconds in which a rank lets others say what its failure may be a consequence of: a rank that has refused its input
+"""Seconds for which a rank waits for others to report the cause of its failure: a rank that has refused its input
 leaves its process groups, which the others see, before it writes."""
 
 

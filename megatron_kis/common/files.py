@@ -1,7 +1,7 @@
 """Files that are either whole or absent: atomic writes, locks, JSON with a schema, JSON lines, fingerprints.
 
-What cannot be read is told apart: a file that is not there, or not ours to read, is wrong input; an error of the disk
-or the file server says nothing about the file. Such a one is tried again, and then ends the work (``steadily``).
+Read errors are distinguished: a missing file, or one without permission, is wrong input; an error of the disk
+or the file server says nothing about the file. Such an error is retried, and then ends the work (``steadily``).
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def check_empty(folder: Path) -> None:
     """
     there = next((place for place in (folder, *folder.parents) if place.exists()), None)
     if there is not None and not there.is_dir():
-        raise InputError("is a file where a folder is wanted", where=str(there), remedy="choose another output")
+        raise InputError("is a file, not a folder", where=str(there), remedy="choose another output")
     if folder.is_dir() and any(folder.iterdir()):
         raise InputError("the folder is not empty", where=str(folder), remedy="choose another output")
     if folder.resolve() == Path.cwd():
@@ -141,7 +141,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path, partial: Path | None = None) -> Iterator[None]:
-    """Puts the path into an error of the system that names no file (a full disk while writing), or ``partial``."""
+    """Adds the path to a system error that names no file (a full disk while writing), or ``partial``."""
     try:
         yield
     except OSError as error:
@@ -160,9 +160,7 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         there = next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), folder)
-        raise InputError(
-            "is a file where a folder is wanted", where=str(there), remedy="choose another place"
-        ) from None
+        raise InputError("is a file, not a folder", where=str(there), remedy="choose another place") from None
 
 
 @contextmanager
@@ -184,7 +182,7 @@ def locked(folder: Path, holder: str) -> Iterator[int]:
         patience = time.monotonic() + _DYING
         while not _has_lock(file):
             if time.monotonic() > patience:
-                raise JobError(f"{folder}: another '{holder}' is at work here; wait for it or stop it")
+                raise JobError(f"{folder}: another '{holder}' is running here; wait for it or stop it")
             time.sleep(0.05)
         yield file.fileno()
 
@@ -227,12 +225,17 @@ def read_json(path: Path, schema: str, *, keys: Iterable[str] = ()) -> dict[str,
     Raises:
         InputError: the file is missing, not JSON, not an object, of another schema, or lacks a key.
     """
-    content = parse_json(read_text(path), where=str(path))
+    text = read_text(path)
+    try:
+        content = parse_json(text, where=str(path))
+    except InputError as error:
+        raise InputError(error.problem, where=error.where, remedy=error.remedy or f"expected {schema!r}") from None
     if not isinstance(content, dict):
-        raise InputError("not a JSON object", where=str(path))
+        raise InputError("not a JSON object", where=str(path), remedy=f"expected {schema!r}")
     found = content.get("schema")
     if found != schema:
-        raise InputError(f"schema is {found!r}", where=str(path), remedy=f"expected {schema!r}")
+        problem = "has no 'schema'" if found is None else f"schema is {found!r}"
+        raise InputError(problem, where=str(path), remedy=f"expected {schema!r}")
     for key in keys:
         if key not in content:
             raise InputError(f"has no {key!r}", where=str(path), remedy="make the file again")
@@ -324,7 +327,8 @@ def parse_json_line(line: bytes, *, where: str) -> Any:
         return parse_json(line, where=where)
     except InputError as error:
         if error.problem.startswith("not valid JSON"):
-            raise InputError(f"malformed JSON line ({error.problem})", where=where) from None
+            detail = error.problem.removeprefix("not valid JSON")
+            raise InputError(f"malformed JSON line{detail}", where=where) from None
         raise
 
 

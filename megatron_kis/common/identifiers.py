@@ -1,7 +1,7 @@
 """Names that become parts of paths, commands and tables: of studies, sizes, runs, relations.
 
 A name is letters (of any script, with their vowel signs), digits and ``. _ - +``, and begins with a letter, a digit or
-an underscore. So it is one folder, never a hidden one or an option, and nothing in it means something to a terminal, a
+an underscore. So it is one folder, never a hidden one or an option, and nothing in it has a meaning for a terminal, a
 shell or a markup.
 """
 

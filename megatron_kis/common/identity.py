@@ -1,10 +1,10 @@
 """The identity of a result, which tells it from others: the settings and the data that it was made with.
 
-Every stage holds to one definition. A run's identity is its result settings (everything in its configuration that can
+Every stage uses one definition. A run's identity is its result settings (everything in its configuration that can
 change a result, ``settings_of``) and the fingerprints of its data. It is written into ``run.json`` and every
 checkpoint; ``study.json`` says which identities belong to a study; nothing is resumed, reused, exported or analysed as
-what it is not. What a run is asked is no part of what it is: it can be asked again (``asked``). ``docs/identity.md`` is
-the map.
+something else. What a run is asked is not part of its identity: it can be asked again (``asked``).
+``docs/identity.md`` is the map.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], *, but: tuple[s
 def changed_data(then: Mapping[str, Any], now: Mapping[str, Any], *, model_sha256: str | None = None) -> list[str]:
     """Returns the names of the fingerprints that differ: those of ``DATA`` first, in that order.
 
-    Questions are not compared, and an order of facts only where both name one.
+    Questions are not compared, and an order of facts only where both records have one.
 
     Args:
         then: fingerprints by name, as a record has them.

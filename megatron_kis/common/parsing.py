@@ -17,6 +17,13 @@ from megatron_kis.common.errors import InputError, not_utf8
 
 _JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+', flags=re.DOTALL)
 _REMEDY = "keep one of them"
+_KINDS: dict[type | tuple[type, ...], str] = {
+    bool: "true or false",
+    (int, float): "a number",
+    str: "a string",
+    list: "a list",
+    dict: "an object",
+}
 
 
 def parse_yaml(text: str, *, where: str, names: bool = False) -> Any:
@@ -88,6 +95,8 @@ def parse_json(text: str | bytes, *, where: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
+        if not text.strip():
+            raise InputError("is empty", where=where) from None
         raise InputError(f"not valid JSON ({error.msg})", where=_place(where, error.lineno)) from None
     except UnicodeDecodeError as error:
         problem, remedy = not_utf8(error)
@@ -100,6 +109,25 @@ def parse_json(text: str | bytes, *, where: str) -> Any:
     except _RepeatedError:
         text = text if isinstance(text, str) else text.decode("utf-8", errors="replace")
         raise _twice(*_repeated_in(text), where) from None
+
+
+def kind_in_json(value: Any) -> str:
+    """Returns what a value of a JSON document is: ``a number``, ``true or false``, ``a list`` ..."""
+    if value is None:
+        return "null"
+    for kind, name in _KINDS.items():
+        if isinstance(value, kind):
+            return name
+    return "not JSON"
+
+
+def damage(error: Exception) -> str:
+    """Returns in words why a structure from a file could not be read, where ``error`` was raised on the way."""
+    if isinstance(error, KeyError):
+        return f"{error.args[0]!r} is missing" if error.args else "a key is missing"
+    if isinstance(error, ValueError) and str(error):
+        return str(error)
+    return "a value has the wrong type"
 
 
 class _RepeatedError(Exception):

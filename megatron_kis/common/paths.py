@@ -18,7 +18,7 @@ from typing import Any
 from megatron_kis.common.errors import InputError
 
 _NO_NAMELESS_FILES = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}
-"""What a file system says that has no files without a name, such as NFS."""
+"""Errors of a file system that has no unnamed files, such as NFS."""
 
 _VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})", flags=re.ASCII)
 
@@ -124,8 +124,8 @@ def with_paths(content: Any, written: Callable[[Path], Path]) -> Any:
 def unwritable(folder: Path) -> str | None:
     """Returns why nothing can be made in a folder; None where something can.
 
-    It is tried: permissions do not tell of a disk that can only be read, or of a folder of the system's own. Where the
-    file system has files without a name, the folder's own time stays what it was.
+    This is tested by writing: permissions do not show a read-only disk, or a folder of the system. Where the
+    file system has unnamed files, the folder's modification time does not change.
     """
     try:
         os.close(os.open(folder, os.O_TMPFILE | os.O_WRONLY, mode=0o600))

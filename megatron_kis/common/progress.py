@@ -25,7 +25,7 @@ _LINE_INTERVAL = 10.0  # seconds between plain lines: a log file stays readable
 
 
 class Progress:
-    """Says what is going on. The base class is silent, for library use and tests."""
+    """Reports progress. The base class is silent, for library use and tests."""
 
     def say(self, message: str) -> None:
         """Reports one finished or starting thing, in one line."""

@@ -21,7 +21,7 @@ RENDERED_GROUPS: tuple[str, ...] = (INFUSED, BACKGROUND)
 TRAIN: Final = "train"
 """Split of the templates that are rendered into training text."""
 HELD_OUT: Final = "held_out"
-"""Split of the templates that only probes use: they tell memory of a fact from memory of a sentence."""
+"""Split of the templates that only probes use: they distinguish memory of a fact from memory of a sentence."""
 QUESTION: Final = "question"
 """Split of the templates that ask a question and answer it; for probes only."""
 

@@ -1,4 +1,4 @@
-"""Counts of tokens, parameters and facts as people write them (``7b``, ``1.2e6``, ``137M``), and numbers as we do."""
+"""Counts as people write them (``7b``, ``1.2e6``, ``137M``) and numbers as messages and tables show them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _COUNT = re.compile(r"\s*([+-]?(?:\d[\d_]*(?:\.\d*)?|\.\d+)(?:e[+-]?\d{1,3})?)\s
 
 
 def parse_count(text: str) -> Decimal | None:
-    """Returns the number that a text stands for, exactly; None if it is none."""
+    """Returns the number that a text means, exactly; None if it is not a number."""
     match = _COUNT.fullmatch(text)
     if match is None:
         return None
@@ -27,19 +27,19 @@ def as_count(value: Any) -> Any:
     A whole number becomes an ``int`` in every notation: YAML reads ``1.2e6`` as a text and ``1.2e+6`` as a float.
 
     Raises:
-        ValueError: a text or a truth value, which are no numbers, or a number beyond all sizes and budgets.
+        ValueError: a text or a truth value that is not a number, or a number above all sizes and budgets.
     """
     if isinstance(value, bool):
-        msg = f"{str(value).lower()} is no number"
+        msg = f"{str(value).lower()} is not a number"
         raise ValueError(msg)
     if isinstance(value, str):
         number = parse_count(value)
         if number is None:
-            msg = f"{value!r} is no number; write 1200000, 1.2e6 or 1.2M"
+            msg = f"{value!r} is not a number; write 1200000, 1.2e6 or 1.2M"
             raise ValueError(msg)
         value = float(number) if abs(number) > _LARGEST or number != number.to_integral_value() else int(number)
     if isinstance(value, int | float) and abs(value) > _LARGEST:
-        msg = f"is larger than {_LARGEST:.0e}, which nothing has"
+        msg = f"is too large; at most {_LARGEST:.0e}"
         raise ValueError(msg)
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
@@ -48,7 +48,7 @@ def quantity(text: str) -> float:
     """Returns a count of at least 1, as an argument of a command."""
     number = parse_count(text)
     if number is None or not 1 <= (value := float(number)) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no count; write 7e9, 7b, 137M or 1T")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a count of at least 1; write 7e9, 7b, 137M or 1T")
     return value
 
 
@@ -56,7 +56,7 @@ def amount(text: str) -> float:
     """Returns a positive number, whole or not, as an argument of a command."""
     number = parse_count(text)
     if number is None or not 0 < (value := float(number)) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive number; write 400, 2.5k or 0.5")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number; write 400, 2.5k or 0.5")
     return value
 
 
@@ -64,12 +64,12 @@ def whole_quantity(text: str) -> int:
     """Returns a whole count of at least 1, as an argument of a command."""
     value = quantity(text)
     if not value.is_integer():
-        raise argparse.ArgumentTypeError(f"{text!r} is not whole")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(value)
 
 
 def short_count(count: int) -> str:
-    """Returns a count as a name holds it, to six digits: ``1.2M`` for 1200000."""
+    """Returns a count for a name, to six digits: ``1.2M`` for 1200000."""
     for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3)):
         if count >= size:
             return f"{count / size:.6g}{unit}"
@@ -85,16 +85,21 @@ def in_table(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def plural(count: int, noun: str) -> str:
+    """Returns a count with its noun: ``1 run``, ``2,000 runs``, ``2 processes``."""
+    return f"{count:,} {noun}{'' if count == 1 else 'es' if noun.endswith('s') else 's'}"
+
+
 def in_bytes(count: float) -> str:
-    """Returns bytes as people say them: ``850 MB``, ``12 GB``, ``3.4 TB``."""
+    """Returns bytes in a readable unit: ``850 MB``, ``12 GB``, ``3.4 TB``."""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if count >= size:
             return f"{count / size:.2g} {unit}" if count < 10 * size else f"{count / size:,.0f} {unit}"
-    return f"{count / 1e3:,.0f} kB"
+    return f"{count / 1e3:,.0f} kB" if count >= 1e3 else f"{count:.0f} bytes"
 
 
 def duration(seconds: float | None) -> str:
-    """Returns seconds as people say them: ``3 d 4 h``, ``2 h 05 min``, ``7 min``, ``40 s``."""
+    """Returns seconds in readable units: ``3 d 4 h``, ``2 h 05 min``, ``7 min``, ``40 s``."""
     if seconds is None:
         return "-"
     whole = round(seconds)

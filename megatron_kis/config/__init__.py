@@ -1,1 +1,1 @@
-"""The settings of a run, of a study and of its cluster, one section per file, and arithmetic that follows from them."""
+"""The settings of a run, of a study and of its cluster, one section per file, and arithmetic on them."""

@@ -30,14 +30,14 @@ SECTION = "analysis"
 
 def _criterion(name: str) -> str:
     if name not in CRITERIA:
-        msg = f"{name!r} is no criterion; {nearest(name, CRITERIA)}"
+        msg = f"{name!r} is not a criterion; {nearest(name, CRITERIA)}"
         raise ValueError(msg)
     return name
 
 
 def _split(name: str) -> str:
     if name not in SPLITS:
-        msg = f"{name!r} is no split of the templates; {nearest(name, SPLITS)}"
+        msg = f"{name!r} is not a split of the templates; {nearest(name, SPLITS)}"
         raise ValueError(msg)
     return name
 

@@ -59,7 +59,10 @@ class BackgroundConfig(Config):
     @model_validator(mode="after")
     def _one_of_both(self) -> BackgroundConfig:
         if self.policy == "displaced" and not schedule_of(self.schedule).is_uniform:
-            msg = "schedule has no effect on displaced facts, which keep to the general text; use policy: protected"
+            msg = (
+                "schedule has no effect on displaced facts, which are shown where general text is; use policy: "
+                "protected"
+            )
             raise ValueError(msg)
         if self.groups and self.frequency:
             msg = "has both 'frequency' and 'groups'; give one"
@@ -129,7 +132,7 @@ class InfusionConfig(Config):
     @model_validator(mode="after")
     def _one_of_both(self) -> InfusionConfig:
         if sum(value is not None for value in (self.frequency, self.frequencies, self.ratio)) != 1:
-            msg = "needs one of 'frequency', 'frequencies' and 'ratio'"
+            msg = "needs exactly one of 'frequency', 'frequencies' and 'ratio'"
             raise ValueError(msg)
         for name in ("zipf_exponent", "facts"):
             if self.frequencies is not None and getattr(self, name):
@@ -174,7 +177,7 @@ class DataConfig(Config):
     def _of_data(cls, fingerprints: dict[str, str]) -> dict[str, str]:
         for name in fingerprints:
             if name not in DATA:
-                msg = f"there is no fingerprint of {name!r}; {nearest(name, DATA)}"
+                msg = f"{name!r} has no fingerprint; {nearest(name, DATA)}"
                 raise ValueError(msg)
         return fingerprints
 
@@ -189,11 +192,11 @@ class DataConfig(Config):
             raise ValueError(msg)
         for weight in corpus[::2]:
             if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
-                msg = f"has {weight!r} where a weight above 0 is wanted, as in [0.7, a, 0.3, b]"
+                msg = f"has {weight!r} ; expected a weight above 0, as in [0.7, a, 0.3, b]"
                 raise ValueError(msg)
         for prefix in corpus[1::2]:
             if not isinstance(prefix, str | Path):
-                msg = f"has {prefix!r} where a prefix is wanted, as in [0.7, a, 0.3, b]; put it in quotes if it is one"
+                msg = f"has {prefix!r} ; expected a prefix, as in [0.7, a, 0.3, b]; put it in quotes if it is one"
                 raise ValueError(msg)
         return [{"weight": weight, "prefix": prefix} for weight, prefix in zip(corpus[::2], corpus[1::2], strict=True)]
 

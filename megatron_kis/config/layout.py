@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from megatron_kis.common.errors import InputError
+from megatron_kis.common.units import plural
 from megatron_kis.config.ladder import ModelShape
 from megatron_kis.config.model import ModelConfig
 from megatron_kis.config.training import ParallelConfig, TrainingConfig
@@ -117,7 +118,7 @@ def replicas_of(processes: int, *, tensor: int = 1, pipeline: int = 1, context: 
     if processes % replica:
         sizes = f"tensor={tensor} x pipeline={pipeline}" + (f" x context={context}" if context > 1 else "")
         raise InputError(
-            f"{processes} processes cannot hold {sizes}",
+            f"{plural(processes, 'process')} cannot hold {sizes}",
             where="parallel",
             remedy=f"start a multiple of {replica} processes with torchrun",
         )

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from megatron_kis.common.configuration import Config, Count, OtherFile, SafeName, absolute_content
+from megatron_kis.common.extras import require_package
 from megatron_kis.common.files import fingerprint
 from megatron_kis.common.terms import Split
 from megatron_kis.config.data import DataConfig, DocumentsConfig, InfusionConfig
@@ -93,7 +94,7 @@ class ProbeConfig(Config):
     @classmethod
     def _asks_something(cls, templates: dict[str, int | None]) -> dict[str, int | None]:
         if all(count == 0 for count in templates.values()):
-            msg = "asks nothing; name at least one of train, held_out and question"
+            msg = "asks nothing; give at least one of train, held_out and question"
             raise ValueError(msg)
         return templates
 
@@ -143,6 +144,17 @@ class LoggingConfig(Config):
 
     wandb: Literal["online", "offline"] | None = None
     """Also log to Weights & Biases; ``offline`` writes into the run's folder alone. Needs the package ``wandb``."""
+
+    def check_packages(self) -> None:
+        """Refuses a tracker whose package is not installed.
+
+        Raises:
+            InputError: names the key.
+        """
+        if self.tensorboard:
+            require_package("tensorboard", "logging.tensorboard")
+        if self.wandb is not None:
+            require_package("wandb", "logging.wandb")
 
 
 class RunConfig(Config):
@@ -209,10 +221,10 @@ class RunConfig(Config):
     @model_validator(mode="after")
     def _begins_somewhere(self) -> RunConfig:
         if self.trunk is not None and self.infusion.begins is None:
-            msg = "trunk: needs infusion.begins, which says where this run leaves it"
+            msg = "trunk: needs infusion.begins, the point at which this run leaves the trunk"
             raise ValueError(msg)
         if self.extends is not None and self.infusion.begins is not None:
-            msg = "extends: excludes infusion.begins, since a run that extends another begins where that ends; give one"
+            msg = "extends: excludes infusion.begins, because the run starts where the extended run ends; give one"
             raise ValueError(msg)
         if self.infusion.begins is not None and not 0 < self.begin_step < self.training.steps:
             last = self.training.steps - 1

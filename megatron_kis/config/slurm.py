@@ -76,10 +76,10 @@ def _option(text: str) -> str:
     _one_line(text)
     match = re.match(r"--?([A-Za-z][\w-]*)", text, flags=re.ASCII)
     if match is None:
-        msg = f"{text!r} is no option of sbatch, such as --mail-type=END"
+        msg = f"{text!r} is not an option of sbatch, such as --mail-type=END"
         raise ValueError(msg)
     if match[1] in _OWN_OPTIONS:
-        msg = f"{match[0]} is set by kis; use the keys of cluster, or templates of your own"
+        msg = f"{match[0]} is set by kis; use the keys of cluster, or your own templates"
         raise ValueError(msg)
     return text
 
@@ -87,7 +87,7 @@ def _option(text: str) -> str:
 def _mount(text: str) -> str:
     _one_line(text)
     if "," in text or not text.startswith("/"):
-        msg = f"{text!r} is no mount, such as /data or /data:/data:ro (without commas)"
+        msg = f"{text!r} is not a mount, such as /data or /data:/data:ro (without commas)"
         raise ValueError(msg)
     return text
 
@@ -99,7 +99,7 @@ def _variables(variables: dict[str, str]) -> dict[str, str]:
 
 
 Line = Annotated[str, AfterValidator(_one_line)]
-Name = Annotated[str, AfterValidator(_matching(r"[A-Za-z0-9_][\w.,:@+=/-]*", "a name as SLURM has them"))]
+Name = Annotated[str, AfterValidator(_matching(r"[A-Za-z0-9_][\w.,:@+=/-]*", "a name in the form that SLURM uses"))]
 Constraint = Annotated[
     str, AfterValidator(_matching(r"[\w.,:&|*+!\[\]()-]+", "a constraint such as h100|h200, without spaces"))
 ]

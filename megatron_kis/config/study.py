@@ -241,12 +241,12 @@ class StudyConfig(Config):
         listed: dict[tuple[str, int, Dose, int], int] = {}
         for number, run in enumerate(self.runs):
             if run.size not in labels:
-                msg = f"runs.{number}.size: {run.size!r} is no size of the ladder; {nearest(run.size, labels)}"
+                msg = f"runs.{number}.size: {run.size!r} is not a size of the ladder; {nearest(run.size, labels)}"
                 raise ValueError(msg)
             key = self._run_key(run.size, run.tokens, run.dose, run.seed)
             if key in grid or key in listed:
                 there = "in the grid" if key in grid else f"runs.{listed[key]}"
-                msg = f"runs.{number}: the same run is {there} already; take one away, or give it another seed"
+                msg = f"runs.{number}: the same run is {there} already; remove one, or give it another seed"
                 raise ValueError(msg)
             listed[key] = number
         if not grid and not listed:
@@ -261,7 +261,7 @@ class StudyConfig(Config):
         return self
 
     def _run_key(self, size: str, tokens: int, dose: Dose, seed: int) -> tuple[str, int, Dose, int]:
-        """Returns what tells runs apart; all facts are as many as there are."""
+        """Returns what distinguishes runs; all facts count as their number."""
         if dose.infuses and dose.facts is None:
             dose = dataclasses.replace(dose, facts=self.data.select.infused)
         return size, tokens, dose, seed
@@ -300,7 +300,7 @@ class StudyConfig(Config):
     def _what_is_analysed_is_asked(self) -> StudyConfig:
         scoring, split, asked = self.analysis.scoring, self.analysis.split, self.probes.templates
         if scoring not in SCORING_RULES:
-            msg = f"analysis.scoring: {scoring!r} is no scoring rule; {nearest(scoring, SCORING_RULES)}"
+            msg = f"analysis.scoring: {scoring!r} is not a scoring rule; {nearest(scoring, SCORING_RULES)}"
             raise ValueError(msg)
         counts = {str(name): count for name, count in asked.items()}
         if counts.get(split, 0) == 0:  # None is all of them

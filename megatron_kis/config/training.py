@@ -39,7 +39,7 @@ def check_precision(precision: str, *, cpu: bool) -> None:
     """
     if cpu and precision == "bf16":
         raise InputError(
-            "is bf16, which is not trained on a CPU (there the weights have no copies in fp32)",
+            "is bf16; a CPU cannot train in bf16 (its weights would have no fp32 copies)",
             where="training.precision",
             remedy="use auto or fp32, or a CUDA device",
         )
@@ -198,6 +198,6 @@ class ParallelConfig(Config):
     @model_validator(mode="after")
     def _can_be_run(self) -> ParallelConfig:
         if self.virtual > 1 and self.pipeline == 1:
-            msg = f"virtual is {self.virtual}: chunks take turns on several stages; set pipeline, too"
+            msg = f"virtual is {self.virtual}: virtual chunks need several stages; set pipeline as well"
             raise ValueError(msg)
         return self

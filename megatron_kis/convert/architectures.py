@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kis.common.errors import InputError
+from megatron_kis.common.parsing import damage
 from megatron_kis.config.ladder import ModelShape
 from megatron_kis.convert.llama import LLAMA3
 
@@ -26,11 +27,11 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 _EXPERTS = "it has experts"
 _GPT = "it has learned positions, LayerNorm, and biases in every layer"
 _GEMMA = "it scales its embedding, its norms add 1 to their weights, and its gate is GELU"
-_RECURRENT = "it has layers that are no attention"
+_RECURRENT = "it has layers other than attention"
 
 _OTHERS = {
-    "olmo": "its norms have no weights, and Megatron-Core's have",
-    "olmo2": "its norms come after attention and feed-forward block, and one norm takes the queries of all heads",
+    "olmo": "its norms have no weights, but Megatron-Core's do",
+    "olmo2": "its norms come after attention and feed-forward block, and one norm covers the queries of all heads",
     "olmo3": "its norms come after attention and feed-forward block, and most layers have a window",
     "olmoe": _EXPERTS,
     "gemma": _GEMMA,
@@ -45,7 +46,7 @@ _OTHERS = {
     "bloom": "it has ALiBi in place of rotary embedding, LayerNorm, and biases in every layer",
     "falcon": "it has LayerNorm, and computes attention and feed-forward block from the same input",
     "phi": "it has LayerNorm, biases, and a rotary embedding of a part of each head",
-    "phi3": "it joins its matrices in another way, and most of its models scale their rotary embedding",
+    "phi3": "it joins its matrices in another order, and most of its models scale their rotary embedding",
     "stablelm": "it has LayerNorm, and a rotary embedding of a part of each head",
     "starcoder2": "it has LayerNorm, biases, and a feed-forward block without a gate",
     "cohere": "it has LayerNorm, scales its logits, and computes attention and feed-forward block from the same input",
@@ -59,7 +60,7 @@ _OTHERS = {
     "qwen3_moe": _EXPERTS,
     "deepseek_v2": f"{_EXPERTS}, and latent attention",
     "deepseek_v3": f"{_EXPERTS}, and latent attention",
-    "qwen3_next": f"{_EXPERTS}, and layers that are no attention",
+    "qwen3_next": f"{_EXPERTS}, and layers other than attention",
     "mamba": _RECURRENT,
     "mamba2": _RECURRENT,
     "falcon_mamba": _RECURRENT,
@@ -123,7 +124,7 @@ def read_shape(config: Any, path: Path) -> ModelShape:
         int(base)  # no infinity
         head_width = None if head is None else int(head)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        problem = f"not the configuration of a Llama, Mistral or Qwen ({type(error).__name__}: {error})"
+        problem = f"not the configuration of a Llama, Mistral or Qwen ({damage(error)})"
         raise InputError(problem, where=str(path)) from None
     for feature, there in _foreign(full, base):
         if there:
@@ -188,11 +189,11 @@ def _check_window(config: Mapping[str, Any], path: Path, *, given: bool) -> None
         window = None
     types = set(config.get("layer_types") or ()) - {"full_attention", "sliding_attention"}
     if types:
-        raise InputError(f"layer_types {sorted(types)} are not supported", where=str(path), remedy=_REMEDY)
+        raise InputError(f"layer_types {', '.join(sorted(types))} are not supported", where=str(path), remedy=_REMEDY)
     if window is not None and (not isinstance(window, int) or isinstance(window, bool)):
         raise InputError(f"sliding_window is {window!r}", where=str(path), remedy="a number of tokens, or null")
     if window is None or (kind != "llama" and positions is not None and window >= positions):
         return
-    said = "" if given else " (transformers' value where the file has none)"
+    said = "" if given else " (the default of transformers)"
     remedy = f"set max_position_embeddings to {window}: up to there full attention is the same"
     raise InputError(f"sliding_window is not supported{said}: it is {window}", where=str(path), remedy=remedy)

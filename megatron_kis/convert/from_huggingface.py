@@ -13,6 +13,7 @@ import torch
 from megatron_kis.checkpoint.start import Start
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import check_empty, read_text, sha256_file
+from megatron_kis.common.identity import RUN_FILE
 from megatron_kis.common.parsing import parse_json
 from megatron_kis.config.ladder import ModelShape
 from megatron_kis.convert.architectures import read_positions, read_shape
@@ -37,6 +38,12 @@ def import_huggingface(source: Path, output: Path, *, eod: str | None = None) ->
             configuration, or the folder is taken.
     """
     check_empty(output)
+    if not source.is_dir():
+        problem = "is a file" if source.exists() else "no such folder"
+        raise InputError(problem, where=str(source), remedy="give the folder of a model, with config.json")
+    if (source / RUN_FILE).exists():
+        remedy = "kis export hf writes it as a model; or start from it with kis train --branch-from"
+        raise InputError("is the folder of a run of kis", where=str(source), remedy=remedy)
     path = source / "config.json"
     config = parse_json(read_text(path), where=str(path))
     positions, shape = read_positions(config, path), read_shape(config, path)

@@ -20,7 +20,7 @@ from megatron_kis.checkpoint.start import Start
 from megatron_kis.common.configuration import parse_config
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import check_empty, read_text, sha256_file
-from megatron_kis.common.parsing import parse_yaml
+from megatron_kis.common.parsing import damage, parse_yaml
 from megatron_kis.config.ladder import ModelShape
 from megatron_kis.config.model import ModelConfig
 from megatron_kis.convert.llama import EMBEDDING, LAYERS, OUTPUT, stored_shapes
@@ -96,7 +96,7 @@ def import_megatron(
         given = written
     if given is None:
         remedy = "give the model section of a run with --model FILE"
-        raise InputError("has no arguments that would say the model's shape", where=where, remedy=remedy)
+        raise InputError("has no arguments that give the model's shape", where=where, remedy=remedy)
     stored = _weights(checkpoint, given)
     positions = (arguments or {}).get("max_position_embeddings")
     record = {
@@ -136,7 +136,7 @@ def shape_of(arguments: Mapping[str, Any], where: str) -> ModelShape:
             rope_scaling=stretched if arguments.get("use_rope_scaling") else None,
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        problem = f"its arguments do not say the model's shape ({type(error).__name__}: {error})"
+        problem = f"its arguments do not give the model's shape ({damage(error)})"
         raise InputError(problem, where=where) from None
     except InputError as error:  # which names a key of ours
         raise InputError(f"{error.where} {error.problem}", where=where, remedy=error.remedy) from None
@@ -163,7 +163,7 @@ def _check_same(written: ModelShape, given: ModelShape, where: str, path: str) -
     for name, value in asdict(written).items():
         if (said := getattr(given, name)) != value:
             problem = f"is {said}, the checkpoint's arguments say {value}"
-            remedy = f"leave --model out, or correct it: {where} says its shape"
+            remedy = f"leave --model out, or correct it: {where} gives the shape"
             raise InputError(problem, where=f"{path}: model.{name}", remedy=remedy)
 
 

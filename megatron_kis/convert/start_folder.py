@@ -71,6 +71,8 @@ def _resized(table: torch.Tensor, rows: int) -> torch.Tensor:
 
 def _take_tokenizer(source: Path, target: Path, eod: str | None) -> Tokenizer:
     """Copies the tokenizer, and records which token ends documents."""
+    if eod == "":
+        raise InputError("is empty", where="--eod", remedy="name a token of the tokenizer, or leave it out")
     name, tokenizer = source.name, load_tokenizer(source)
     shutil.copyfile(source, target / name)
     if tokenizer.library != "tokenizers":
@@ -82,9 +84,13 @@ def _take_tokenizer(source: Path, target: Path, eod: str | None) -> Tokenizer:
         return tokenizer
     meta = {"schema": META_SCHEMA, "kind": "huggingface", "eod": eod or tokenizer.piece(tokenizer.eod_id)}
     write_json(target / f"{name}.meta.json", meta)
-    taken = load_tokenizer(target / name)
+    foreign = InputError(f"{eod!r} is not a token of {source}", where="--eod", remedy="name one of its tokens")
+    try:
+        taken = load_tokenizer(target / name)
+    except InputError:
+        raise (foreign if eod else InputError("cannot be read", where=str(source))) from None
     if taken.piece(taken.eod_id) != meta["eod"]:
-        raise InputError(f"{eod!r} is no token of {source}", where="--eod", remedy="name one of its tokens")
+        raise foreign
     full = {**meta, "vocab_size": taken.vocab_size, "eod_id": taken.eod_id, "fingerprint": taken.fingerprint}
     write_json(target / f"{name}.meta.json", full)
     return taken

@@ -45,8 +45,8 @@ def write_tokenizer(source: Path, folder: Path, *, longest: int, samples: Sequen
         _check(ours, theirs, samples, source)
         text = theirs.to_str(pretty=True)
     else:
-        remedy = "export with --no-tokenizer, and give the tokenizer to the other tool yourself"
-        raise InputError(f"{ours.library} files have no counterpart", where=str(source), remedy=remedy)
+        remedy = "export with --no-tokenizer, and pass the tokenizer to the other tool yourself"
+        raise InputError(f"{ours.library} files cannot be written as tokenizer.json", where=str(source), remedy=remedy)
     with atomic_path(folder / "tokenizer.json") as partial:
         partial.write_text(text, encoding="utf-8")
     write_json(
@@ -111,7 +111,9 @@ def _check(ours: Tokenizer, theirs: Any, samples: Sequence[list[int]], source: P
             continue
         tied = type(theirs.model).__name__ == "Unigram" and sorted(found) == sorted(expected)
         if tied and number >= len(samples):
-            logger.warning(f"kis: tokenizer.json takes another of the equally likely splits of {printable(repr(text))}")
+            logger.warning(
+                f"kis: tokenizer.json chooses another of the equally likely splits of {printable(repr(text))}"
+            )
             continue
         at = next((n for n, pair in enumerate(zip(found, expected, strict=False)) if pair[0] != pair[1]), len(found))
         shown = [" ".join(ours.piece(token) for token in tokens[at : at + 6]) for tokens in (expected, found)]

@@ -74,7 +74,7 @@ class MegatronText:
         """
         if self._dataset is None:
             remedy = "read sequences only where Megatron's builder makes a dataset"
-            raise InputError("there is no dataset on this rank", where="text", remedy=remedy)
+            raise InputError("this rank has no dataset", where="text", remedy=remedy)
         sample = self._dataset[sequence]
         window = np.append(sample["tokens"].numpy(), sample["labels"][-1].numpy())
         return window[:tokens]

@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import fingerprint
+from megatron_kis.common.units import plural
 from megatron_kis.data.block_builder import BlockBuilder, PlacedExposure, SequenceLayout
 from megatron_kis.data.block_cache import BlockCache
 from megatron_kis.data.block_size import choose_block_size
@@ -279,12 +280,12 @@ class RatioTooLargeError(InputError):
 def _does_not_fit(inputs: PlanInputs, frequencies: IntArray | int) -> InputError:
     """Returns the error that says which exposures do not fit, and what would."""
     budget, background = inputs.budget, inputs.background
-    whole = f"of {budget.tokens} tokens, each exposure whole in a sequence of {budget.sequence_length}"
+    whole = f"of {budget.tokens:,} tokens, each exposure whole in a sequence of {budget.sequence_length}"
     without = inputs.streams(0)
     if choose_block_size(_builder(inputs, without)) is None:
         return InputError(
-            f"{background.count} background facts x {background.mean(background.frequency):g} exposures need "
-            f"{without[1].total_tokens} {whole}",
+            f"{plural(background.count, 'background fact')} x {background.mean(background.frequency):g} exposures need "
+            f"{without[1].total_tokens:,} {whole}",
             where="background_frequency",
             remedy="use a smaller one, or raise the token budget",
         )
@@ -292,8 +293,8 @@ def _does_not_fit(inputs: PlanInputs, frequencies: IntArray | int) -> InputError
     largest = _largest_frequency(inputs, frequencies)
     each = inputs.infused.mean(infused.counts_per_fact())
     problem = (
-        f"{inputs.infused.count} infused facts x {each:g} exposures and the background need "
-        f"{infused.total_tokens + beside.total_tokens} {whole}"
+        f"{plural(inputs.infused.count, 'infused fact')} x {each:g} exposures and the background need "
+        f"{infused.total_tokens + beside.total_tokens:,} {whole}"
     )
     if inputs.infused.ratio is not None:
         return RatioTooLargeError(problem, largest=infused.total_tokens / budget.tokens * largest / each)

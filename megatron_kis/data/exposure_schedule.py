@@ -118,7 +118,7 @@ class Schedule:
                 remedy=f"at most {1 / self.peak:.4f} of all tokens can be infused under it",
             )
         shares = np.maximum.accumulate((self._times - ratio * self._shares) / (1.0 - ratio))
-        return Schedule(self.times, (0.0, *map(float, shares[1:-1]), 1.0), f"general text beside {self.description}")
+        return Schedule(self.times, (0.0, *map(float, shares[1:-1]), 1.0), f"general text next to {self.description}")
 
 
 UNIFORM = Schedule((0.0, 1.0), (0.0, 1.0))
@@ -166,14 +166,14 @@ def schedule_of(value: str | Mapping[str, Any] | Schedule) -> Schedule:
         return _bursts(numbers["count"], numbers["width"], described)
     start, end = (1.0 - numbers["share"], 1.0) if kind == "final" else (numbers["start"], numbers["end"])
     if not 0.0 <= start < end <= 1.0:
-        raise InputError(f"{described} is no part of the run", where=_WHERE, remedy="needs 0 <= start < end <= 1")
+        raise InputError(f"{described} is not a part of the run", where=_WHERE, remedy="needs 0 <= start < end <= 1")
     knots = [(0.0, 0.0), (start, 0.0), (end, 1.0), (1.0, 1.0)]
     return _of_knots(knots, described)
 
 
 def _bursts(count: float, width: float, described: str) -> Schedule:
     if not 1 <= count <= _MOST_BURSTS or count != int(count) or not _NARROWEST <= width <= 1.0:
-        remedy = f"needs a whole count from 1 to {_MOST_BURSTS} and {_NARROWEST:g} <= width <= 1"
+        remedy = f"needs a whole count from 1 to {_MOST_BURSTS} and {_NARROWEST:.6f} <= width <= 1"
         raise InputError(f"{described} is impossible", where=_WHERE, remedy=remedy)
     number = int(count)
     knots = [(0.0, 0.0)]

@@ -53,7 +53,7 @@ def check_count(exposures: float, *, budget: int, where: str) -> None:
     """
     if exposures > max(budget, _COUNTABLE):
         raise InputError(
-            f"{float(min(exposures, 1e300)):g} exposures are more than a budget of {budget} tokens",
+            f"{float(min(exposures, 1e300)):g} exposures are more than a budget of {budget:,} tokens",
             where=where,
             remedy="use a smaller frequency, or raise the token budget",
         )
@@ -90,10 +90,10 @@ def frequencies_for(
     """
     if (frequency is None) == (ratio is None):
         raise InputError(
-            "needs one of infusion_frequency and infusion_ratio", where="infusion", remedy="the other is derived"
+            "needs one of infusion_frequency and infusion_ratio", where="infusion", remedy="the other one is derived"
         )
     if shown is not None and np.ndim(0 if frequency is None else frequency):
-        raise InputError("is a list, which says itself what is shown", where="infusion_frequency", remedy="use zeros")
+        raise InputError("is a list, which already says what is shown", where="infusion_frequency", remedy="use zeros")
     weights = None if popularity is None else _weights(popularity, facts)
     count = facts
     if shown is not None:
@@ -124,19 +124,23 @@ def frequencies_for(
 
 def _checked(frequency: int, facts: int) -> int:
     if frequency and not facts:
-        raise InputError("there are no infused facts", where="infusion_frequency", remedy="add facts or use 0")
+        raise InputError("no infused facts", where="infusion_frequency", remedy="add facts or use 0")
     return frequency
 
 
 def _listed(given: NDArray[Any], facts: int, weights: FloatArray | None) -> NDArray[np.integer]:
     where = "infusion_frequency"
     if weights is not None:
-        raise InputError("is a list, and so is popularity", where=where, remedy="give one of them")
+        raise InputError(
+            "popularity cannot be combined with a list of frequencies", where=where, remedy="give one of them"
+        )
     if given.shape != (facts,):
         raise InputError(f"lists {len(given)} frequencies for {facts} facts", where=where, remedy="give one per fact")
     if given.dtype.kind not in "iu" or (facts and given.min() < 0):
         raise InputError(
-            "lists something else than whole numbers of 0 or more", where=where, remedy="give how often each is shown"
+            "lists a value that is not a whole number of 0 or more",
+            where=where,
+            remedy="give the number of exposures of each fact",
         )
     return given
 
@@ -145,7 +149,9 @@ def _weights(popularity: ArrayLike, facts: int) -> FloatArray:
     weights = np.asarray(popularity, dtype=np.float64)
     if weights.shape != (facts,) or not np.isfinite(weights).all() or (weights < 0).any() or not weights.sum():
         raise InputError(
-            f"is no list of {facts} numbers of 0 or more, some above 0", where="popularity", remedy="give one per fact"
+            f"is not a list of {facts} numbers of 0 or more, some above 0",
+            where="popularity",
+            remedy="give one per fact",
         )
     shares: NDArray[np.float64] = weights / weights.mean()
     return shares

@@ -189,7 +189,7 @@ class ValidationText:
             raise InputError(
                 f"has {available + 1} tokens, less than one sequence of {sequence_length}",
                 where=str(prefix),
-                remedy="set more text aside for validation",
+                remedy="reserve more text for validation",
             )
 
     def __len__(self) -> int:

@@ -82,6 +82,7 @@ def begin_later(
         largest = 1.0
     if ratio is not None and ratio > 1:
         problem = (
-            f"{infused.ratio:g} of {budget.tokens} tokens is more than the {added} that are left when infusion begins"
+            f"{infused.ratio:g} of {budget.tokens:,} tokens is more than the {added:,} that are left when "
+            "infusion begins"
         )
     raise RatioTooLargeError(problem, largest=largest * added / budget.tokens)

@@ -89,7 +89,7 @@ class Ledger:
             start += size
 
     def differences(self, plan: Plan) -> list[str]:
-        """Returns one line per fact that did not receive what the plan promised."""
+        """Returns one line per fact that did not receive the planned exposures."""
         lines: list[str] = []
         for group in RENDERED_GROUPS:
             expected = self._promised(plan, group)

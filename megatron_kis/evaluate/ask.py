@@ -67,7 +67,7 @@ def ask_again(
         raise InputError(f"is {batch_size}", where="batch size", remedy="1 or more")
     past = open_run(run)
     if not check_closed(run):
-        raise InputError("is no finished run", where=str(run), remedy="finish it first: kis train, or kis study run")
+        raise InputError("is not a finished run", where=str(run), remedy="finish it first: kis train, or kis study run")
     probes = probes or past.config.probes
     path = questions or past.questions_path
     sha256 = sha256_content(path)

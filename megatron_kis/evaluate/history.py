@@ -73,4 +73,4 @@ def check_asked(run: PastRun, asked: int, questions: int) -> None:
     """
     if asked != questions:
         problem = f"the run was asked {asked} questions, now there are {questions}"
-        raise InputError(problem, where=str(run.questions_path), remedy="give the questions of the run back")
+        raise InputError(problem, where=str(run.questions_path), remedy="restore the questions of the run")

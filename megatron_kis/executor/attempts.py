@@ -87,7 +87,7 @@ class History:
         ]
 
     def exhausted(self, settings: str, retries: int) -> bool:
-        """Tells whether another attempt is of no use: too many failed, or one on wrong input."""
+        """Tells whether another attempt is useless: too many failed, or one failed on wrong input."""
         failures = self.failures(settings)
         return len(failures) > retries or any(attempt.status == WRONG_INPUT for attempt in failures)
 
@@ -99,14 +99,14 @@ def is_exhausted(run: Run, retries: int) -> bool:
 
 
 def start_attempt(lease: HeldLease, settings: str) -> None:
-    """Writes down that the holder of a lease starts the run, with settings of this fingerprint."""
+    """Records that the holder of a lease starts the run, with settings of this fingerprint."""
     owner = lease.owner
     row = {"event": "start", "attempt": lease.number, "host": owner.host, "pid": owner.pid, "job": owner.job}
     append_json_line(lease.folder / NAME, {**row, "config": settings, "time": time.time()})
 
 
 def end_attempt(lease: HeldLease, *, status: int, outcome: Outcome, error: str = "") -> None:
-    """Writes down how the attempt ended, and the reason if there is one."""
+    """Records how the attempt ended, and the reason if there is one."""
     row = {"event": "end", "attempt": lease.number, "status": status, "outcome": outcome, "time": time.time()}
     append_json_line(lease.folder / NAME, row | ({"error": error[:_LONGEST_ERROR]} if error else {}))
 
@@ -123,7 +123,7 @@ def request_restart(folders: Sequence[Path]) -> None:
     """Lets the next attempt of each run, and only that one, begin at step 0; earlier failures do not count.
 
     Args:
-        folders: folders of runs that nobody executes; a run without a folder has nothing to forget.
+        folders: folders of runs that are not being executed; a run without a folder is skipped.
     """
     for folder in folders:
         if folder.is_dir():

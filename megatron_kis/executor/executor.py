@@ -2,9 +2,9 @@
 
 Every run is acquired first (``lease``), so that executors on many machines can share a study; each attempt is recorded
 (``attempts``). A failed run is tried again at the end, ``retries`` times, and stops no other. A run that branches from
-another one (``Run.trunk``) waits until that has ended, however it does, here or with another executor. Asked to stop
+another one (``Run.trunk``) waits until that has ended, in any way, here or with another executor. Asked to stop
 (SIGINT, SIGTERM, SIGUSR1), the executor asks its runs, which save and end; whatever is DONE is skipped the next time.
-Runs ask the kernel to be ended when the executor dies: even a SIGKILL leaves none that a second executor would meet.
+Runs ask the kernel to be ended when the executor dies: even a SIGKILL leaves no run behind.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class _Executor:
         self._report = report
         self._launcher = launcher
         self._lock = lock
-        # For one run alone, to start a starter first would only take longer.
+        # For a single run, a starter would only take longer.
         self._starter = Starter() if launcher is local_command and len(runs) - len(done) > 1 else None
         self._owner = this_process()
         self._stop = _Stop()
@@ -157,7 +157,7 @@ class _Executor:
         )
 
     def _start_waiting(self) -> int:
-        """Starts the runs that there is a slot for, in order: small ones do not starve one that needs several GPUs."""
+        """Starts the runs that there is a slot for, in order: small runs do not block one that needs several GPUs."""
         count = 0
         if self._suspects and time.monotonic() - self._suspects_tried > _RETRY_SECONDS:
             self._suspects_tried = time.monotonic()
@@ -174,7 +174,7 @@ class _Executor:
         return count
 
     def _first_ready(self) -> Run | None:
-        """Returns the first waiting run whose trunk is not still to end here."""
+        """Returns the first waiting run whose trunk is not pending or running here."""
         if not self._branches:
             return self.waiting[0] if self.waiting else None
         unfinished = {run.output for run in (*self.waiting, *self._suspects)}
@@ -189,7 +189,7 @@ class _Executor:
         held = acquire(run.output, owner=self._owner, seconds=self._lease_seconds)
         if not isinstance(held, HeldLease):
             if self._suspects_owner(run, held) or self._is_awaited(run):
-                self._suspects.append(run)  # its lease expires in a few minutes, or its owner lives and ends it
+                self._suspects.append(run)  # its lease expires in a few minutes, or its owner is alive and ends it
             else:
                 self._elsewhere.append((run.name, str(held.owner)))
             return False
@@ -211,7 +211,7 @@ class _Executor:
         return start_run(run, slot, held, self._launcher, lock=self._lock, starter=self._starter)
 
     def _is_awaited(self, run: Run) -> bool:
-        """Tells whether other runs here branch from a run, and so cannot leave it to who has it."""
+        """Tells whether other runs here branch from a run, and so depend on its end."""
         return any(other.trunk == run.output for other in (*self.waiting, *self._suspects))
 
     def _is_held_elsewhere(self, folder: Path) -> bool:
@@ -283,7 +283,7 @@ class _Executor:
                 running.kill()
 
     def _kill_all(self) -> None:
-        """Leaves no run behind, however the executor ends."""
+        """Ends all runs, however the executor ends."""
         for running in self._running:
             running.kill()
         if self._starter is not None:

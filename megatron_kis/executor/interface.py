@@ -14,7 +14,7 @@ class Run(Protocol):
 
     @property
     def name(self) -> str:
-        """Name of the run, unlike those of the others."""
+        """Name of the run, unique among all runs."""
 
     @property
     def output(self) -> Path:
@@ -81,7 +81,7 @@ class Command:
 
 Launcher = Callable[[Run, Path, Slot], Command]
 """Returns the command of a run, given the file of its configuration (``config.yaml`` in its folder) and its slot. The
-executor sees to the slot's cores, the log, the attempts and the signals."""
+executor handles the slot's cores, the log, the attempts and the signals."""
 
 
 def local_command(run: Run, config: Path, slot: Slot) -> Command:
@@ -116,7 +116,7 @@ class Progress:
     """Runs that another executor holds, each with that executor."""
 
     retried: tuple[str, ...] = ()
-    """Runs of which an attempt failed and that were, or will be, tried again."""
+    """Runs with a failed attempt that were, or will be, tried again."""
 
     signal: int = 0
     """The signal that asked the executor to stop; 0 for none."""

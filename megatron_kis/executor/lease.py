@@ -49,7 +49,7 @@ _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 
 @dataclass(frozen=True)
 class Owner:
-    """A process that executes runs, and what is needed to tell whether it still lives."""
+    """A process that executes runs, with what shows whether it is still alive."""
 
     host: str = ""
     """Name of its machine."""
@@ -64,7 +64,7 @@ class Owner:
     """Process namespace in which the numbers of processes count (a container has its own)."""
 
     start_ticks: int = 0
-    """Start of the process in the kernel's ticks: the number alone is given to another process some day."""
+    """Start of the process in the kernel's ticks: the number alone may be reused by another process."""
 
     job: str = ""
     """SLURM's number of its job; empty outside of a job."""
@@ -135,7 +135,7 @@ class HeldLease:
         return not _path(self.folder, self.number + 1).exists()
 
     def record_process(self, process: int) -> None:
-        """Writes down the run's process, which may outlive this one by moments."""
+        """Records the run's process, which may outlive this one for a moment."""
         self.owner = replace(self.owner, run_process=(process, processes.start_ticks(process)))
         self._write(released=False)
 
@@ -195,12 +195,12 @@ def acquire(
                 now = _now(mine)
                 if not _is_over(lease, owner, now=now, seconds=seconds):
                     if _is_in_future(lease, owner, now=now, seconds=seconds):
-                        with suppress(OSError):  # nobody's lease ends later than a lease from now
+                        with suppress(OSError):  # no lease ends later than one lease duration from now
                             os.utime(_path(folder, number))
                     return lease
             if _create(mine, _path(folder, number + 1)):
                 return HeldLease(folder, number + 1, owner, seconds)
-            number += 1  # somebody was faster; is it alive?
+            number += 1  # another process was faster; is it alive?
     finally:
         mine.unlink(missing_ok=True)
 
@@ -250,7 +250,7 @@ def _is_in_future(lease: Lease, mine: Owner, *, now: float, seconds: float) -> b
 
 
 def _is_local(theirs: Owner, mine: Owner) -> bool:
-    """Tells whether the kernel can tell us what has become of an owner."""
+    """Tells whether the kernel shows whether an owner is alive."""
     return bool(theirs.boot) and (theirs.boot, theirs.namespace) == (mine.boot, mine.namespace)
 
 

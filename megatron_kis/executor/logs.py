@@ -14,7 +14,7 @@ ATTEMPT = "==== attempt "
 
 _ERROR = "kis: error:"
 _CONSEQUENCE = "another rank of this run has ended"
-"""Message of a rank that has met the end of another one. That one says why; or it was killed, and the launcher's last
+"""Message of a rank that noticed the end of another one. That rank says why; or it was killed, and the launcher's last
 lines tell more."""
 
 _TAIL = 1 << 18
@@ -48,7 +48,7 @@ def failure_reason(folder: Path, count: int = 5) -> list[str]:
 
 
 def for_terminal(text: str) -> str:
-    """Returns a piece of a log that does nothing to a terminal: without colours, one line per carriage return."""
+    """Returns a piece of a log that is safe to print on a terminal: without colours, one line per carriage return."""
     plain = _SEQUENCES.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
     return printable(plain, keep="\n\t")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_kis.common.errors import InputError
+from megatron_kis.common.units import plural
 from megatron_kis.config.executor import ExecutorConfig
 from megatron_kis.executor.interface import Run, Slot
 
@@ -89,7 +90,7 @@ class ResourcePool:
         for run in runs:
             if self._uses_gpus(run) and run.ranks > len(self._machine.gpus):
                 raise InputError(
-                    f"needs {run.ranks} GPUs, and there are {len(self._machine.gpus)}",
+                    f"needs {plural(run.ranks, 'GPU')}; this machine has {len(self._machine.gpus)}",
                     where=f"run {run.name}: parallel",
                     remedy="run it on a machine with more, or with another layout",
                 )
@@ -134,7 +135,7 @@ class ResourcePool:
         """Returns the cores of a worker: an equal, contiguous share of all.
 
         With ``auto``, runs are pinned where all workers together use every core. Otherwise two studies on one machine
-        would press on the same few and leave the rest idle.
+        would use the same few and leave the rest idle.
         """
         cores = self._machine.cores
         workers = self.workers

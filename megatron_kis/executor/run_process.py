@@ -1,4 +1,4 @@
-"""The process of one attempt: started with its slot and log, asked to stop, killed, and its ending read."""
+"""The process of one attempt: started with its slot and log, asked to stop, killed, and its exit status read."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def start_run(
     start_attempt(lease, run.settings_fingerprint())
     for left in run.output.glob(_ENDING.format("*")):  # by an executor that was killed
         left.unlink(missing_ok=True)
-    # A name that nobody has looked up before: NFS remembers for a while that a file is not there.
+    # A name that was never looked up before: NFS remembers for a while that a file is not there.
     ending = run.output.resolve() / _ENDING.format(lease.number)
     log = open(run.output / LOG_NAME, "ab")  # noqa: SIM115 - closed when the run ends
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

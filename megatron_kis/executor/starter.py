@@ -3,8 +3,8 @@
 A process of ``kis train`` takes seconds to import PyTorch and Megatron-Core; a run of ten thousand parameters trains
 for a few more. The starter (``cli.starter``) imports them, opens nothing, has one thread, and forks a process for each
 run: with the run's own session, cores, variables and log, like one that was started by its command. It is used where
-that is sound: on Linux, for runs of one rank and one thread that use no GPU. Where it cannot be had, or has ended, runs
-are started by their commands.
+that is sound: on Linux, for runs of one rank and one thread that use no GPU. Where it is not available, or has ended,
+runs are started by their commands.
 
 The kernel ends the starter with the executor, and its runs with the starter: they save, as if they were asked to stop.
 A forked process begins its run only when the executor says so, through a pipe that came with the request. One that the
@@ -30,7 +30,7 @@ from megatron_kis.executor.processes import before_start, start_ticks
 
 MODULE = "megatron_kis.cli.starter"
 GO = b"."
-"""What the executor says to a forked process that is to begin its run."""
+"""What the executor sends to a forked process to start its run."""
 
 _PATIENCE = 120.0  # seconds for the imports, on a machine at full load
 _WAIT = 0.05
@@ -143,7 +143,7 @@ class Starter:
             )
 
     def _receive(self, *, until: float | None = None) -> int | None:
-        """Reads what the starter says: ends of runs, and until a time the process that it has just started."""
+        """Reads the starter's messages: ends of runs and, until a deadline, the process that it has just started."""
         while self._link is not None:
             line, found, rest = self._received.partition(b"\n")
             if found:
@@ -169,13 +169,13 @@ class Starter:
         return None
 
     def status(self, process: int) -> int | None:
-        """Returns the exit status of a process that was started here, once; None while it runs, or if nobody knows."""
+        """Returns the exit status of a process started here, once; None while it runs, or if it is not known."""
         self._receive()
         return self._statuses.pop(process, None)
 
     @property
     def is_closed(self) -> bool:
-        """Whether the starter has ended, and says nothing more."""
+        """Whether the starter has ended, and sends no more messages."""
         return self._link is None
 
     def close(self) -> None:
@@ -207,7 +207,7 @@ class _Forked:
         if self._status is None:
             self._status = self._starter.status(self.pid)
         if self._status is None and self._starter.is_closed and self._is_gone():
-            # Nobody is left to say how it ended: either it was complete, or it was asked to end with the starter.
+            # Its exit status is lost: either it was complete, or it was asked to end with the starter.
             self._status = 0 if self._done.exists() else STOPPED
         return self._status
 
@@ -221,5 +221,5 @@ class _Forked:
 
 
 def may_fork(run: Run, slot: Slot) -> bool:
-    """Returns whether a run may be forked: with more threads PyTorch's would be there before the fork, and be lost."""
+    """Returns whether a run may be forked: with more threads PyTorch's would exist before the fork and be lost."""
     return hasattr(os, "pidfd_open") and run.ranks == slot.threads == 1 and slot.gpus is None

@@ -93,7 +93,7 @@ def probe_model(
 
     Raises:
         InputError: no questions, or questions that the model cannot be asked; or it is no causal model.
-        JobError: scores that are no numbers, or too little memory.
+        JobError: scores that are not finite, or too little memory.
     """
     if batch_tokens < 1:
         raise InputError(f"is {batch_tokens}", where="batch_tokens", remedy="1 or more")
@@ -104,7 +104,7 @@ def probe_model(
         own, first = tokenizer_of(tokenizer)
         asked = questions_for(Path(questions), own, first, templates=templates)
     if not len(asked.table):
-        raise InputError("there are no questions", where=where)
+        raise InputError("no questions", where=where)
     check_fits(asked, getattr(model, "config", None), where=where)
     with _evaluating(model):
         scorer, probe, because = laid_out(
@@ -130,7 +130,7 @@ def laid_out(
     progress: Progress | None = None,
     where: str = "questions",
 ) -> tuple[CausalScorer, Probe, str]:
-    """Lays questions out for a model, in trees if a try of them gives the scores of single statements.
+    """Lays questions out for a model, in trees if a trial gives the scores of single statements.
 
     Args:
         model: as for ``probe_model``, in evaluation mode.

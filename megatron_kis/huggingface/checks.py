@@ -33,7 +33,7 @@ _WITH_MASKS = ("eager", "sdpa")
 """Implementations of attention that take a 4-D mask."""
 
 _REFUSALS = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError, JobError)
-"""What models raise that get arguments which they are not made for."""
+"""Exceptions of models that get arguments which they do not support."""
 
 
 def check_causal(scorer: CausalScorer, statement: NDArray[np.int32], bos_id: int) -> None:
@@ -57,7 +57,7 @@ def check_causal(scorer: CausalScorer, statement: NDArray[np.int32], bos_id: int
     found = scorer.score(plain, quiet=True).log_probs
     one, two = (found[plain.paths[path]][:half] for path in plain.path_of.tolist())
     if np.abs(one - two).mean() > _TOLERANCE.get(scorer.dtype, _TOLERANCE[torch.bfloat16]):
-        problem = "is no causal model: tokens that follow change what it predicts"
+        problem = "is not a causal model: later tokens change its predictions"
         raise InputError(problem, where="model", remedy="give a model that predicts the next token")
 
 

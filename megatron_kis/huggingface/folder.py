@@ -21,14 +21,14 @@ def check_model_folder(folder: Path) -> None:
         InputError: no such folder, no ``config.json``, another kind of model, or no safetensors.
     """
     if not folder.is_dir():
-        what = "is a file" if folder.exists() else "there is no such folder"
+        what = "is a file" if folder.exists() else "no such folder"
         remedy = "give the folder of a model with config.json and *.safetensors; nothing is downloaded"
         raise InputError(what, where=str(folder), remedy=remedy)
     path = folder / "config.json"
     if not path.is_file():
         if (folder / RUN_FILE).is_file():
             raise InputError("is the folder of a run", where=str(folder), remedy=f"kis probe {folder}, without --model")
-        problem = "has no config.json: it is no folder of a model"
+        problem = "has no config.json: it is not the folder of a model"
         raise InputError(problem, where=str(folder), remedy="give the folder that save_pretrained wrote")
     _check_causal(parse_json(read_text(path), where=str(path)), path)
     weight_files(folder)
@@ -51,7 +51,7 @@ def _check_causal(config: Any, path: Path) -> None:
             raise InputError(f"{kind} models are not causal", where=str(path), remedy=remedy)
         problem = f"this version of transformers does not know model_type {kind!r}"
         if config.get("auto_map"):
-            problem = f"model_type {kind!r} needs code of its own folder (auto_map), which is not run"
+            problem = f"model_type {kind!r} needs code from its folder (auto_map), which is not run"
         remedy = "load it in Python, and ask with megatron_kis.huggingface.probe_model"
         raise InputError(problem, where=str(path), remedy=remedy)
     if config.get("is_encoder_decoder"):
@@ -59,7 +59,7 @@ def _check_causal(config: Any, path: Path) -> None:
     right = causal[kind] if isinstance(causal[kind], tuple) else (causal[kind],)
     classes = config.get("architectures") or list(right)
     if not set(classes) & set(right):
-        problem = f"architectures is {classes}, and the causal model of {kind} is {right[0]}"
+        problem = f"architectures is {', '.join(map(str, classes))}; the causal model of {kind} is {right[0]}"
         raise InputError(problem, where=str(path), remedy=remedy)
 
 

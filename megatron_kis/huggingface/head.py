@@ -79,7 +79,7 @@ class Head:
         return read_tokens(_chosen(caught[0], nodes).to(weight), weight, which, labels)
 
     def _try_layer(self, layer: torch.nn.Module, call: Call) -> bool:
-        """Tries the hooks; where they do not work, the layer is not told apart.
+        """Tries the hooks; where they do not work, the layer is not used separately.
 
         Returns:
             Whether the logits are the product with the layer's weight.
@@ -137,7 +137,7 @@ def _input_of(layer: torch.nn.Module, change: Callable[[torch.Tensor], torch.Ten
 
 
 def _caught(hidden: torch.Tensor, caught: list[torch.Tensor]) -> torch.Tensor:
-    """Keeps a layer's input, and leaves the layer nothing to do."""
+    """Keeps a layer's input, and skips the layer's work."""
     caught.append(hidden)
     return hidden[:, :0]
 

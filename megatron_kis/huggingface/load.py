@@ -38,12 +38,12 @@ def read_config(folder: Path) -> Any:
     transformers = import_extra("transformers", PURPOSE, extra="export")
     try:
         return transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers raises what it likes for a damaged file
+    except Exception as error:  # transformers raises many kinds of errors for a damaged file
         raise InputError(in_one_line(error), where=str(folder / "config.json")) from None
 
 
 def check_choices(dtype: str, device: str, device_map: str | None) -> None:
-    """Refuses a type, a device or a spread that there is not.
+    """Refuses an unknown type, device or distribution over devices.
 
     Raises:
         InputError: with the option's name.
@@ -56,7 +56,9 @@ def check_choices(dtype: str, device: str, device_map: str | None) -> None:
     if device_map not in DEVICE_MAPS:
         raise InputError(f"is {device_map!r}", where="device_map", remedy=nearest(device_map, DEVICE_MAPS))
     if device != "auto":
-        raise InputError("does not go with device_map, which chooses devices", where="device", remedy="leave it out")
+        raise InputError(
+            "cannot be combined with device_map, which chooses devices", where="device", remedy="leave it out"
+        )
     if importlib.util.find_spec("accelerate") is None:
         raise InputError("the package accelerate is not installed", where="device_map", remedy="pip install accelerate")
 
@@ -65,7 +67,7 @@ def chosen_device(name: str) -> torch.device:
     """Returns the device of a name: ``auto`` (CUDA if there is one), ``cpu``, ``cuda`` or ``cuda:1``.
 
     Raises:
-        InputError: an unknown name, or a device that there is not.
+        InputError: an unknown name, or a missing device.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
@@ -114,7 +116,7 @@ def load_model(
             loaded: torch.nn.Module = model if device_map else model.to(chosen_device(device))
         except torch.OutOfMemoryError:
             raise JobError(f"{folder} does not fit into memory; use --dtype bfloat16 or --device-map auto") from None
-        except Exception as error:  # transformers and safetensors raise what they like for damaged files
+        except Exception as error:  # transformers and safetensors raise many kinds of errors for damaged files
             raise InputError(f"cannot be loaded ({in_one_line(error)})", where=str(folder)) from None
     for key, what in (("missing_keys", "lacks"), ("mismatched_keys", "has another shape of")):
         if info.get(key):

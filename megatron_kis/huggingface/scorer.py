@@ -52,7 +52,7 @@ class CausalScorer:
     def __init__(
         self, model: torch.nn.Module, *, batch_tokens: int, bos_id: int, progress: Progress | None = None
     ) -> None:
-        """Looks at what the model takes and gives.
+        """Finds out which arguments the model takes and what it returns.
 
         Args:
             model: maps int64 ``input_ids`` [rows, W] to logits [rows, W, vocabulary], as a tensor, the first of a tuple
@@ -112,7 +112,7 @@ class CausalScorer:
             quiet: report no progress.
 
         Raises:
-            JobError: scores that are no numbers, or too little memory.
+            JobError: scores that are not finite, or too little memory.
         """
         values = np.zeros((2, len(trees.labels)))
         parts = list(self._parts(trees.counts))
@@ -127,7 +127,7 @@ class CausalScorer:
                 raise JobError(f"{batch.tensors['tokens'].numel():,} tokens do not fit into memory; {remedy}") from None
             values[:, batch.edges] = found.double().cpu().numpy()
         if not np.isfinite(values[0]).all():
-            raise JobError(f"the model gives scores that are no numbers in {self.dtype}; use another dtype")
+            raise JobError(f"the model's scores are not finite in {self.dtype}; use another dtype")
         return EdgeScores(values[0], values[1] > 0)
 
     def _parts(self, counts: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
@@ -184,7 +184,7 @@ def _most_nodes(vocabulary: int) -> int:
 
 
 def _parameters(model: torch.nn.Module) -> set[str]:
-    """Returns the names of what a model's call takes."""
+    """Returns the names of the arguments of a model's call."""
     try:
         return set(inspect.signature(model.forward).parameters)
     except (TypeError, ValueError):

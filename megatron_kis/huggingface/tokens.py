@@ -1,4 +1,4 @@
-"""The tokenizer of a model, however it is given, and what it puts before a text."""
+"""The tokenizer of a model, however it is given, and the tokens that it puts before a text."""
 
 from __future__ import annotations
 

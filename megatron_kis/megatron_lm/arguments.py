@@ -42,7 +42,7 @@ def run_of(args: argparse.Namespace) -> RunConfig:
     """Returns the run that parsed arguments describe.
 
     Raises:
-        InputError: none is described, or two are, or a setting is wrong; names the argument.
+        InputError: no run is described, or two are, or a setting is wrong; names the argument.
     """
     given = [name for name in _ALONE if getattr(args, f"kis_{name}") is not None]
     if args.kis_run is not None:
@@ -56,9 +56,7 @@ def run_of(args: argparse.Namespace) -> RunConfig:
     for name in ("exposures", "output"):
         if getattr(args, f"kis_{name}") is None:
             other = "" if given else ", or --kis-run RUN.yaml in place of both --kis-exposures and --kis-output"
-            raise InputError(
-                "is missing, and there is no plan without it", where=f"--kis-{name}", remedy="give it" + other
-            )
+            raise InputError("is missing; the exposure plan needs it", where=f"--kis-{name}", remedy="give it" + other)
     if (args.kis_frequency is None) == (args.kis_ratio is None):
         which = "is missing" if args.kis_frequency is None else "excludes --kis-ratio"
         raise InputError(which, where="--kis-frequency", remedy="give it, or --kis-ratio")
@@ -111,7 +109,7 @@ _Refusal = tuple[str, Any, str, str]
 
 
 def check_arguments(args: argparse.Namespace, config: RunConfig) -> None:
-    """Refuses what would lose exposures, or is not the run; before anything is built.
+    """Refuses arguments that would lose exposures or contradict the run, before anything is built.
 
     Args:
         args: Megatron-LM's arguments, validated.

@@ -19,7 +19,7 @@ class Feed:
     """
 
     def __init__(self) -> None:
-        """Begins with nothing taken."""
+        """Starts with nothing taken."""
         self._samples: dict[int, Sample] = {}
 
     def put_into(self, iterators: Any, *, chunk: int = 0) -> None:

@@ -52,7 +52,7 @@ class Observer(Protocol):
         """Runs after the last evaluation and the last checkpoint."""
 
     def close(self) -> None:
-        """Runs however the loop ends, before the process does."""
+        """Runs however the loop ends, before the process ends."""
 
 
 class Hooks:

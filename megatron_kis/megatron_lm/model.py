@@ -1,4 +1,4 @@
-"""Megatron-LM's model as what the probe scores with, and what the record says of it."""
+"""Megatron-LM's model in the form that the probe scores with, and its description for the record."""
 
 from __future__ import annotations
 

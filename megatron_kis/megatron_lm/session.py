@@ -15,6 +15,7 @@ import torch
 from megatron_kis.common.errors import InputError, JobError
 from megatron_kis.common.files import fingerprint, locked
 from megatron_kis.common.jsonl_log import JsonLines
+from megatron_kis.common.units import plural
 from megatron_kis.config.run import RunConfig
 from megatron_kis.data.general_text import Epochs
 from megatron_kis.distributed.collectives import gather, together
@@ -87,7 +88,7 @@ class Session:
         return {}
 
     def attach(self) -> None:
-        """Takes part in the loop that ``pretrain()`` is about to start."""
+        """Installs the hooks in the loop that ``pretrain()`` is about to start."""
         self._hooks.attach()
 
     def before_training(self, *, model: Any, optimizer: Any, train_data_iterator: Any) -> None:
@@ -235,7 +236,7 @@ class Session:
         """Compares the count with the plan and closes the run.
 
         Raises:
-            JobError: a fact did not get what the plan promised.
+            JobError: a fact did not get the planned exposures.
         """
         self._ledger.merge()  # not earlier: a checkpoint after the last step sums the replicas' own counts
         self._run_dir.close_logs()
@@ -248,7 +249,9 @@ class Session:
         skipped = (plan[number] for step in self._skipped for number in range((step - 1) * size, step * size))
         differences = self._ledger.differences(skipped)
         if differences:
-            raise JobError(f"{len(differences)} facts did not get their exposures, first: {differences[0]}")
+            raise JobError(
+                f"{plural(len(differences), 'fact')} did not get the planned exposures, first: {differences[0]}"
+            )
         mark_done(
             output,
             {
@@ -268,7 +271,7 @@ class Session:
         self._stack.close()
 
     def _on_reporting_rank(self, act: Callable[[], object]) -> None:
-        """Does something on the rank that reports; collective: an error there is raised on every rank."""
+        """Calls a function on the rank that reports; collective: an error there is raised on every rank."""
 
         def act_or_wait() -> None:
             if self._reports:

@@ -167,7 +167,7 @@ def check_settings(args: argparse.Namespace, config: RunConfig) -> None:
         found = getattr(args, _BEFORE.get(setting.name, setting.name), setting.value)
         found = getattr(args, setting.name, found)
         if found is None and not setting.given:
-            continue  # Megatron-LM's own choice, which is the run's
+            continue  # Megatron-LM's default, which the run uses too
         if isinstance(setting.value, float) and isinstance(found, int | float):
             same = math.isclose(found, setting.value, rel_tol=1e-6)
         else:

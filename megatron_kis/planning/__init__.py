@@ -1,1 +1,1 @@
-"""Costs of a run before it is started: parameters a rank, memory a GPU, time, GPU-hours; pure functions, no torch."""
+"""Costs of a run before its start: parameters per rank, memory per GPU, time, GPU-hours; pure functions, no torch."""

@@ -39,7 +39,7 @@ class Gpu:
     The best single product reaches 80.1% on H100 and 85.9% on A100 (table of achievable matrix products in
     github.com/stas00/ml-engineering, compute/accelerator). A step reaches about 0.8 of that on H100, whose clock falls
     under such load, and 0.9 on A100: two numbers, chosen so that the published step times of ``benchmarks/step_times``
-    are met on the whole. For other kinds H100's is carried over."""
+    are met on average. Other kinds use the share of the H100."""
 
     attention: float = 0.45
     """Share of ``peak_bf16`` that attention reaches in both passes, counting the scores that a causal mask leaves.

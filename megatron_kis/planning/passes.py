@@ -105,7 +105,7 @@ def left_over(work: Work, stage: int) -> float:
     """Returns the bytes that stay after the first step: the rotary angles of each chunk, in fp32, and buffers.
 
     Megatron-Core's products gather their input into one buffer. Transformer Engine's have a workspace, add the gradient
-    of a weight to the main gradient and give autograd a gradient that nobody reads, kept for each shape; in FP8 they
+    of a weight to the main gradient and give autograd a gradient that is not used, kept for each shape; in FP8 they
     keep each weight in one byte as it is and transposed.
     """
     split = work.split

@@ -1,6 +1,6 @@
 """Seconds of a step: products, attention, kernels bound by memory, messages, idle stages, the update.
 
-Each part has a formula of its own, so that nothing is counted twice: the share of the peak that products reach is that
+Each part has its own formula, so that nothing is counted twice: the share of the peak that products reach is that
 of the products alone, and what else a step does comes on top. What an end-to-end share of the peak (MFU) would be is a
 result, not an input.
 """
@@ -23,7 +23,7 @@ _MEMORY_SHARE = 0.8
 
 _LINK_SHARE = 0.8
 """Share of a link's bandwidth that NCCL reaches: its protocol costs about 20% on NVLink (an NVIDIA engineer in
-github.com/NVIDIA/nccl-tests, issue 212); the network is taken to be alike."""
+github.com/NVIDIA/nccl-tests, issue 212); the network is assumed to be similar."""
 
 _LATENCY = 15e-6
 """Seconds that a message takes however small it is: an assumption, the order of a small all-reduce in a node."""

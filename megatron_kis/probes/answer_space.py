@@ -1,4 +1,4 @@
-"""The answer space of the questions: how many objects a fact's own was chosen from, and the bits that this makes.
+"""The answer space of the questions: the number of possible objects of a fact, and the bits that follow from it.
 
 To know a fact is to know which of its relation's objects is right: log2 of their number, if each is as likely. It is an
 upper bound of what a model has to store, for objects that are right more often than others take fewer bits.

@@ -1,6 +1,6 @@
 """Histories of single facts over a run: learned, forgotten, learned again; and the bits that a model knows.
 
-Learned bits are ours: log2 of the options, corrected for guessing. They count what a multiple-choice probe can tell, at
+Learned bits are ours: log2 of the options, corrected for guessing. They count what a multiple-choice probe can show, at
 most log2 k per fact, and so less than the entropy of the names that Allen-Zhu and Li (2404.05405) count. Pure numpy.
 """
 

@@ -1,4 +1,4 @@
-"""The model's side of a probe: rows of prefix trees go through Megatron's pipeline, log-likelihoods of edges come out.
+"""The model's side of a probe: Megatron's pipeline turns rows of prefix trees into log-likelihoods of edges.
 
 Options of one row do not attend to each other (an attention mask), and each has the positions that it would have alone
 (rotary angles by depth in place of the place in the row). The last stage stops before its output layer, whose logits

@@ -4,12 +4,12 @@ The first K infused facts are shown (``infusion.facts``). Groups of background f
 (``infusion.background.groups``). The first of each group are asked for (``probes.facts_per_group``).
 
 Each relation has its share of every K, and the facts of a smaller K are among those of a larger one. Facts that share
-their options follow each other: an option that the run never shows as an answer would be easier to tell apart. (Where
-all objects of a relation are options this cannot be helped.) Facts that no question asks about come last.
+their options follow each other: an option that the run never shows as an answer would be easier to recognise. (Where
+all objects of a relation are options, this cannot be avoided.) Facts that no question asks about come last.
 
 The order is that of the questions' file, the same for all seeds and whatever a run is asked: it is taken from
 questions of every split (``ONE_OF_EACH``), not from those that ``probes.templates`` leaves. Where a study has other
-questions now than its first runs began with, the first ones still tell the order (``order_file``).
+questions now than its first runs began with, the first ones still define the order (``order_file``).
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from megatron_kis.config.run import RunConfig
 from megatron_kis.probes.questions import QuestionSet
 
 ONE_OF_EACH: dict[str, int] = dict.fromkeys(SPLITS, 1)
-"""Templates whose questions tell the order: every fact that any question asks about has one of them."""
+"""Templates whose questions define the order: every fact that any question asks about has one of them."""
 
 
 def order_file(questions: Path) -> Path:
-    """Returns the file that tells the order of the facts: the one next to the questions, or the questions themselves.
+    """Returns the file that defines the order of the facts: the one next to the questions, or the questions themselves.
 
     Args:
         questions: ``exposures.questions.jsonl`` of the data, or ``questions.jsonl.gz`` of a run's inputs.
@@ -42,7 +42,7 @@ def order_file(questions: Path) -> Path:
 
 
 def order_path(questions: Path) -> Path:
-    """Returns the name of the file next to questions that tells the order of the facts, there or not."""
+    """Returns the name of the file next to questions that defines the order of the facts, whether it exists or not."""
     return questions.with_name(questions.name.replace("questions.jsonl", "order.jsonl"))
 
 
@@ -83,7 +83,7 @@ def shown_facts(questions: QuestionSet, ids: Sequence[str], count: int) -> NDArr
     """Returns which infused facts a run shows.
 
     Args:
-        questions: those of the run's file that tell the order (``ONE_OF_EACH``).
+        questions: those of the run's file that define the order (``ONE_OF_EACH``).
         ids: of all infused facts, in the order of the plan's rows.
         count: K.
 
@@ -105,7 +105,7 @@ def background_frequencies(
     """Returns how often a run shows each background fact, before any exposure gives way to infusion.
 
     Args:
-        questions: those of the run's file that tell the order (``ONE_OF_EACH``).
+        questions: those of the run's file that define the order (``ONE_OF_EACH``).
         ids: of all background facts, in the order of the plan's rows.
         groups: numbers of facts and their frequencies.
 
@@ -177,7 +177,7 @@ def questions_of_shown(
         background: groups of background facts; none if all are shown equally often.
         most: largest number of facts of each group that are asked for, of the background of each of its groups; None
             for all. Of groups that are shown as a whole these are the first ones that ``questions`` has.
-        own: questions of the run's own file that tell the order (``ONE_OF_EACH``); ``questions`` if not given.
+        own: questions of the run's own file that define the order (``ONE_OF_EACH``); ``questions`` if not given.
 
     Returns:
         The questions that remain, in their order, with the strengths of the background facts if these differ.

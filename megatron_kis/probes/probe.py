@@ -1,4 +1,4 @@
-"""The probe: scores all options of all questions with a model, and sums up by group, split and rule what is right."""
+"""The probe: scores all options of all questions with a model, and counts right answers by group, split and rule."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ class Probe:
             score: scores trees with the model, see ``Scorer.score``.
 
         Returns:
-            The result, or None on ranks without the loss (which take part in the forward passes all the same).
+            The result, or None on ranks without the loss (which still take part in the forward passes).
         """
         started = time.perf_counter()
         edges = score(self.trees, self._rows_per_pass)

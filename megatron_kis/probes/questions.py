@@ -12,6 +12,7 @@ import numpy as np
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import read_json_lines
+from megatron_kis.common.parsing import damage
 from megatron_kis.common.terms import SPLITS
 from megatron_kis.probes.table import Option, Question, QuestionColumns, QuestionTable
 
@@ -117,9 +118,9 @@ def read_questions(path: Path, templates: Mapping[Any, int | None]) -> QuestionS
     rows = read_json_lines(path)
     _, header = next(rows, (0, {}))
     if header.get("schema") != QUESTIONS_SCHEMA:
-        raise InputError(
-            f"schema is {header.get('schema')!r}", where=f"{path}:1", remedy=f"expected {QUESTIONS_SCHEMA!r}"
-        )
+        found = header.get("schema")
+        problem = "not a file of questions" if found is None else f"schema is {found!r}, not {QUESTIONS_SCHEMA!r}"
+        raise InputError(problem, where=f"{path}:1", remedy="make it with kis data render or kis data questions")
     if "first_tokens" in header:
         _first_tokens(header, f"{path}:1")
     if "tokenizer_fingerprint" not in header:
@@ -133,7 +134,7 @@ def read_questions(path: Path, templates: Mapping[Any, int | None]) -> QuestionS
             if limit is None or row["template"] < limit:
                 _add(columns, row)
         except (KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError) as error:
-            raise InputError(f"not a question ({type(error).__name__}: {error})", where=f"{path}:{number}") from None
+            raise InputError(f"not a question ({damage(error)})", where=f"{path}:{number}") from None
     return QuestionSet(header=header, questions=columns.table())
 
 

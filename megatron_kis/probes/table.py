@@ -1,4 +1,4 @@
-"""Questions in columns: a million questions are a few arrays, and one becomes an object only when it is looked at.
+"""Questions in columns: a million questions are a few arrays, and one becomes an object only when it is accessed.
 
 An option of 15 tokens takes 120 bytes, its share of the question included (four options per question); as tuples of
 Python integers in dataclasses it takes 870.

@@ -27,6 +27,7 @@ from megatron_kis.common.identity import (
     settings_of,
 )
 from megatron_kis.common.paths import unwritable
+from megatron_kis.common.units import plural
 from megatron_kis.config.run import RunConfig
 from megatron_kis.config.study import StudyConfig
 from megatron_kis.training.record import config_fingerprint, result_settings, setting_differences
@@ -128,7 +129,7 @@ def refuse(output: Path, found: Sequence[Conflict]) -> None:
     for (kind, changed), names in list(groups.items())[:_SHOWN]:
         state = "unfinished" if kind.startswith("checkpoints") else "complete"
         have = ("have" if len(names) > 1 else "has") if kind != "other data" else "used"
-        who = f"{len(names):,} {state} run{'s' * (len(names) > 1)} {have} {kind}"
+        who = f"{plural(len(names), f'{state} run')} {have} {kind}"
         parts.append(f"{who}: {first_of(changed, _SHOWN_DIFFERENCES)} ({'first ' if len(names) > 1 else ''}{names[0]})")
     if len(groups) > _SHOWN:
         rest = sum(len(names) for names in list(groups.values())[_SHOWN:])
@@ -153,7 +154,7 @@ def check_output(output: Path) -> None:
         except OSError as error:
             raise InputError(system_problem(error), where=f"output: {place}", remedy="choose another output") from None
         if not folder:
-            problem = "is a file where a folder is wanted"
+            problem = "is a file, not a folder"
             raise InputError(problem, where=f"output: {place}", remedy="choose another output")
         if place != output and (reason := unwritable(place)):
             raise InputError(f"cannot be made ({reason})", where=f"output: {output}", remedy="choose another output")
@@ -175,7 +176,7 @@ def unnamed_line(study: StudyConfig, runs: Iterable[RunConfig]) -> str:
     names = unnamed(study, runs)
     if not names:
         return ""
-    count = "1 run" if len(names) == 1 else f"{len(names):,} runs"
+    count = plural(len(names), "run")
     where = f"{count} in {study.runs_folder} that the study does not name"
     return f"{where}: kept, and not analysed ({first_of(names, _SHOWN)})"
 

@@ -1,4 +1,4 @@
-"""How long the rest of a study takes, predicted from what its runs have taken so far.
+"""How long the rest of a study takes, predicted from its runs so far.
 
 A run takes the time per token of other runs of its size: that of whole attempts, which includes probes, validation and
 starting, or, while there is none, that of the training speed alone. A size of which nothing is known takes the time per

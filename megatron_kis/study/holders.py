@@ -15,6 +15,7 @@ from typing import Any
 from megatron_kis.common.errors import InputError, KisError, first_of
 from megatron_kis.common.files import read_json
 from megatron_kis.common.identity import RUN_FILE, RUN_SCHEMA
+from megatron_kis.common.units import plural
 from megatron_kis.executor.lease import LEASE_SECONDS, is_live, read_lease
 from megatron_kis.executor.slurm.queue import live_tasks
 from megatron_kis.executor.slurm.records import Submitted, read_tasks, submission_folder, submitted
@@ -64,7 +65,7 @@ class Holders:
 
     @property
     def remedy(self) -> str:
-        """Ways out of it, for the user."""
+        """Remedies, for the user."""
         ways = ["restore the settings and sources", "give the study another 'output'"]
         if self.runs or self.checkpoints:
             ways.append("move or remove those runs")
@@ -212,5 +213,5 @@ def _counted(names: Sequence[str], kind: str, more: str = "") -> str:
     if not names:
         return ""
     shown = first_of(names, _SHOWN)
-    words = f"{len(names):,} {kind}{'s' * (len(names) > 1)}"
+    words = plural(len(names), kind)
     return f"{words} {more} ({shown})" if more else f"{words} ({shown})"

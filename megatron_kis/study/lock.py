@@ -48,11 +48,11 @@ def end_study_run(output: Path, *, seconds: float) -> list[int]:
         except ProcessLookupError:
             continue
         except PermissionError:
-            raise JobError(f"process {process} works on this study, and is not yours to end") from None
+            raise JobError(f"process {process} works on this study and belongs to another user") from None
     deadline = time.monotonic() + seconds
     while any(map(start_ticks, found)):
         if time.monotonic() > deadline:
-            raise JobError(f"process {found[0]} was asked to end and has not after {seconds:.0f} s")
+            raise JobError(f"process {found[0]} was asked to stop and still runs after {seconds:.0f} s")
         time.sleep(0.1)
     return found
 

@@ -1,4 +1,4 @@
-"""The study to which an output folder belongs: another study's is left alone by every command.
+"""The study to which an output folder belongs: every command refuses the folder of another study.
 
 A study that was renamed is still the same. Its runs are there with the same settings, and its data are made from the
 same sources in the same way; or nothing was trained yet, and the folder names the same runs.
@@ -12,6 +12,7 @@ from typing import Any
 from megatron_kis.common.errors import InputError, first_of
 from megatron_kis.common.files import read_json
 from megatron_kis.common.identity import RUN_FILE, RUN_SCHEMA, STUDY_FILE, STUDY_SCHEMA
+from megatron_kis.common.units import plural
 from megatron_kis.config.run import RunConfig
 from megatron_kis.config.study import StudyConfig
 from megatron_kis.executor.slurm.records import STUDY, submission_folder, submitted
@@ -30,7 +31,7 @@ def check_owner(study: StudyConfig, runs: Sequence[RunConfig]) -> None:
         runs: its runs, done or not.
 
     Raises:
-        InputError: the folder holds another study, which is named, with what tells the two apart.
+        InputError: the folder holds another study, which is named, with the differences.
     """
     owner, planned = _owner(study)
     if not owner or owner == study.name:
@@ -48,7 +49,7 @@ def check_owner(study: StudyConfig, runs: Sequence[RunConfig]) -> None:
                 return
         said = f"its runs have other settings: {first_of(changed, _SHOWN)}"
     elif others:
-        said = f"with {others:,} run{'s' * (others > 1)}, none of them this one's"
+        said = f"with {plural(others, 'run')}, none of them this one's"
     elif {run.name for run in runs} & planned:
         return
     else:

@@ -1,4 +1,4 @@
-"""What the analysis of a study will ask for, checked before anything is trained.
+"""What the analysis of a study will need, checked before anything is trained.
 
 What makes an analysis impossible is an error; what makes it weak is a remark, with the key and what to change. Levels,
 sizes and the law are looked at in ``analysis.design``.
@@ -13,7 +13,6 @@ from pathlib import Path
 
 from megatron_kis.checkpoint.start import check_start_tokenizer, open_start
 from megatron_kis.common.errors import InputError, first_of
-from megatron_kis.common.extras import require_package
 from megatron_kis.common.terms import BACKGROUND, CONTROL, INFUSED, TRAIN
 from megatron_kis.config.study import StudyConfig
 from megatron_kis.data_tools.facts.fact import load_facts
@@ -22,7 +21,7 @@ from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 from megatron_kis.study.specs import RunSpec, expand_grid
 from megatron_kis.study.written import naming_keys
 
-_SHOWN = 4  # relations or cells of a list
+_SHOWN = 4  # relations or cells listed in a message
 
 
 @dataclass(frozen=True)
@@ -81,20 +80,17 @@ def check_study(study: StudyConfig, relations: Relations | None = None) -> list[
         relations: facts of each relation by group (``relations_of_facts``); None before they are chosen.
 
     Returns:
-        What makes the analysis weak.
+        Remarks on what makes the analysis weak.
 
     Raises:
         InputError: what makes it impossible.
     """
-    if study.logging.tensorboard:
-        require_package("tensorboard", "logging.tensorboard")
-    if study.logging.wandb is not None:
-        require_package("wandb", "logging.wandb")
+    study.logging.check_packages()
     _check_starts(study)
     try:
         templates = load_templates(study.data.templates)
     except InputError:
-        return _doses(study)  # whoever prepares the data says what is wrong with them
+        return _doses(study)  # the preparation of the data reports what is wrong with them
     return [*check_sentences(study, templates, relations), *_doses(study)]
 
 
@@ -107,7 +103,7 @@ def check_sentences(study: StudyConfig, templates: Templates, relations: Relatio
         relations: as ``check_study``.
 
     Returns:
-        Which facts are asked less, or not.
+        Remarks on facts that are asked less, or not at all.
 
     Raises:
         InputError: no relation has sentences to ask with.
@@ -154,7 +150,7 @@ def _wanted(split: str, scoring: str) -> str:
 
 
 def _fewer_than_asked(study: StudyConfig, templates: Templates, relations: Relations | None) -> list[Remark]:
-    """Returns that a probe asks for more sentences than a relation has."""
+    """Returns the remark that a probe asks for more sentences than a relation has."""
     named = {name for group in (relations or {}).values() for name in group}
     named |= set(study.data.select.relations_of_all_groups())
     found = []
@@ -169,7 +165,7 @@ def _fewer_than_asked(study: StudyConfig, templates: Templates, relations: Relat
 
 
 def _doses(study: StudyConfig) -> list[Remark]:
-    """Returns what lacks a comparison: runs without infusion, and facts that could be lost."""
+    """Returns remarks on missing comparisons: runs without infusion, and facts that could be lost."""
     specs = expand_grid(study)
     found = [*_baseline(study, specs)]
     shown = study.background.frequency or sum(group.facts for group in study.background.groups)

@@ -1,4 +1,4 @@
-"""The runs of a study by what sets them apart: sizes x budgets x doses x seeds of its grid, and those it lists."""
+"""The runs of a study by what distinguishes them: sizes x budgets x doses x seeds of its grid, and those it lists."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from megatron_kis.config.study import LadderEntry, StudyConfig, TrunkConfig
 
 @dataclass(frozen=True)
 class RunSpec:
-    """A run of a study, by what sets it apart from the others."""
+    """A run of a study, by what distinguishes it from the others."""
 
     entry: LadderEntry
     """Size, as an entry of the ladder."""

@@ -40,7 +40,7 @@ STATES: tuple[State, ...] = (
 """All states, in the order in which they are shown."""
 
 _TAILS = (4096, 1 << 18)
-"""Bytes from the end of the metrics that are searched: enough nearly always, and enough always."""
+"""Bytes from the end of the metrics that are searched: usually enough, and always enough."""
 
 _SHOWN_LINES = 3  # of the log of a failed run
 

@@ -243,7 +243,7 @@ def submit(
     """
     if unused := client.unused_variables(submission.scripts.values(), os.environ):
         logger.warning(
-            "kis: not used where the jobs say otherwise: %s; use the keys of cluster", printable(", ".join(unused))
+            "kis: ignored where the jobs set them: %s; use the keys of cluster", printable(", ".join(unused))
         )
     numbers: dict[str, list[str]] = {}
     done: list[tuple[Step, str]] = []

@@ -1,4 +1,4 @@
-"""The keys of a study file behind the settings of its runs: an error about a run names what the user wrote."""
+"""The keys of a study file that set the settings of its runs: an error about a run names what the user wrote."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ old place, if they are still the same.
 |---|---|
 | ``inputs/tokenizer.model``, ``tokenizer.json`` or another name of its kind | the tokenizer, with its ``.meta.json`` |
 | ``inputs/questions.jsonl.gz`` | all questions; SHA-256 of what is compressed is the fingerprint |
-| ``inputs/order.jsonl.gz`` | the questions that tell the order of the facts, where they are others |
+| ``inputs/order.jsonl.gz`` | the questions that define the order of the facts, where they differ |
 | ``inputs/frequencies.tsv`` | the file of ``infusion.frequencies``, if the run has one |
 """
 
@@ -171,7 +171,7 @@ class PastRun:
 
     @cached_property
     def _ordering(self) -> QuestionSet | None:
-        """Its questions that tell the order of the facts; None where it is asked about all of them."""
+        """Its questions that define the order of the facts; None where it is asked about all of them."""
         if asks_about_every_fact(self.config):
             return None
         return read_questions(order_file(self.questions_path), ONE_OF_EACH)
@@ -269,11 +269,12 @@ def open_run(folder: Path) -> PastRun:
     """
     path = folder / RUN_FILE
     if not path.exists():
-        raise InputError(f"has no {RUN_FILE}", where=str(folder), remedy="give the folder of a run")
+        problem = f"has no {RUN_FILE}" if folder.is_dir() else "is a file" if folder.exists() else "no such folder"
+        raise InputError(problem, where=str(folder), remedy="give the folder of a run")
     record = read_json(path, RUN_SCHEMA, keys=("run", "config", "fingerprints"))
     for name in ("config", "fingerprints"):
         if not isinstance(record[name], dict):
-            raise InputError(f"{name!r} is no object", where=str(path))
+            raise InputError(f"{name!r} is not an object", where=str(path))
     inputs = record.get("inputs")
     if inputs is not None and not (isinstance(inputs, dict) and all(isinstance(name, str) for name in inputs.values())):
         raise InputError("'inputs' does not name files", where=str(path), remedy="restore the file")
@@ -285,9 +286,9 @@ def open_run(folder: Path) -> PastRun:
 
 
 def as_begun(config: RunConfig) -> tuple[RunConfig, Path | None]:
-    """Returns how an unfinished run resumes: it is asked what it was asked from the start.
+    """Returns how an unfinished run resumes: it is asked the same questions as at its start.
 
-    Its logs would otherwise hold answers to two sets of questions. A study that has other ones now asks it again
+    Otherwise its logs would hold answers to two sets of questions. A study with new questions asks it again
     when it has ended (``kis study probe``).
 
     Args:
@@ -351,5 +352,5 @@ def _same(path: Path, what: str, wanted: str, found: tuple[str, ...]) -> None:
         raise InputError(
             f"these are not the {what} of the run ({wanted[:16]}, found {found[0][:16]})",
             where=str(path),
-            remedy="give back the file that the run was trained with",
+            remedy="restore the file that the run was trained with",
         )

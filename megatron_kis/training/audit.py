@@ -1,4 +1,4 @@
-"""Exposures that a run's plan promised its facts, compared with those that they received."""
+"""Exposures that a run planned for its facts, compared with those that they received."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from megatron_kis.common.files import read_json
 from megatron_kis.common.identity import RUN_FILE, RUN_SCHEMA, changed_data, short
 from megatron_kis.common.progress import Progress
 from megatron_kis.common.terms import RENDERED_GROUPS
+from megatron_kis.common.units import plural
 from megatron_kis.data.ledger import LEDGER_SCHEMA, Ledger
 
 _SEQUENCES_PER_PASS = 64
@@ -21,7 +22,7 @@ def is_run(folder: Path) -> bool:
 
 
 def audit_run(folder: Path, *, recount: Progress | None = None) -> dict[str, Any]:
-    """Compares the exposures that a run's plan promised with those that were counted in the sequences it was fed.
+    """Compares the exposures that a run planned with those that were counted in the sequences it was fed.
 
     Args:
         folder: folder of a run that has reached its end.
@@ -71,7 +72,8 @@ def describe_audit(result: dict[str, Any], *, most: int = 20) -> list[str]:
     """Returns the result of ``audit_run`` as lines to read."""
     again = ", counted again from the data" if result["recounted"] else ""
     lines = [
-        f"{result['run']}: {result['sequences']} sequences, infusion ratio {result['infusion_ratio']:.6f}{again}",
+        f"{result['run']}: {plural(result['sequences'], 'sequence')}, infusion ratio "
+        f"{result['infusion_ratio']:.6f}{again}",
         f"{'group':<12}{'facts':>10}{'expected':>14}{'received':>14}{'fewest':>10}{'most':>10}{'different':>12}",
     ]
     for group in RENDERED_GROUPS:
@@ -89,7 +91,7 @@ def describe_audit(result: dict[str, Any], *, most: int = 20) -> list[str]:
 
 
 def differences_of(result: dict[str, Any]) -> int:
-    """Returns the number of facts that did not get what the plan promised."""
+    """Returns the number of facts that did not get the planned exposures."""
     return sum(len(result[group]["differences"]) for group in RENDERED_GROUPS)
 
 

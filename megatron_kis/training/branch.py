@@ -21,6 +21,7 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import write_bytes
 from megatron_kis.common.identity import CHECKPOINT_FILE, CHECKPOINT_SCHEMA, QUESTIONS, changed_data, short
 from megatron_kis.common.paths import seen_from
+from megatron_kis.common.units import plural
 from megatron_kis.config.run import OptimizerConfig, RunConfig
 from megatron_kis.data.extension import check_continuation, same_until
 from megatron_kis.engine.lr_schedule import learning_rate
@@ -54,7 +55,7 @@ def parse_source(text: str) -> tuple[Path, int | None]:
     if step and not step.isdecimal():
         raise InputError(f"is {text!r}", where="--branch-from", remedy="give RUN_DIR or RUN_DIR@STEP")
     if not Path(folder).is_dir():
-        raise InputError("there is no such run", where=folder, remedy="give the folder of a run with checkpoints")
+        raise InputError("no such run", where=folder, remedy="give the folder of a run with checkpoints")
     return Path(folder), int(step) if step else None
 
 
@@ -120,7 +121,9 @@ def _check_rates(checkpoint: Checkpoint, config: RunConfig) -> None:
     if trunk.schedule != "wsd":
         raise InputError(f"the trunk's schedule is {trunk.schedule}", where=where, remedy="train a trunk with wsd")
     if step >= steps:
-        raise InputError(f"the branch has only {steps} steps", where=where, remedy="use a larger token_budget")
+        raise InputError(
+            f"the branch has only {plural(steps, 'step')}", where=where, remedy="use a larger token_budget"
+        )
     if learning_rate(step - 1, int(checkpoint.manifest["steps"]), trunk) != trunk.learning_rate:
         raise InputError("the trunk's rate is not stable there", where=where, remedy="branch between warm-up and decay")
     if learning_rate(step - 1, steps, config.training.optimizer) != trunk.learning_rate:
@@ -142,7 +145,7 @@ def import_trunk(checkpoint: Checkpoint, run: Path, *, steps: int, identity: dic
         run: the branch's folder, without checkpoints or logs.
         steps: number of steps of the branch.
         identity: identity of the branch.
-        beginning: a name of this beginning of the branch, see ``RunDir.beginning``.
+        beginning: a name of this start of the branch, see ``RunDir.beginning``.
     """
     trunk = checkpoint.folder.parent.parent
     own_questions = _asked(checkpoint.manifest["identity"]) != _asked(identity)

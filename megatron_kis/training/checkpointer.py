@@ -61,8 +61,8 @@ class Checkpointer:
     def before_step(self, request: StopRequest) -> None:
         """On CUDA, asks the other ranks before a step what ``after_step`` is to act on.
 
-        The answer is there when the step's loss has been read. To ask after the step would be to wait for the update of
-        the weights, with nothing left for the device to do. On a CPU the ranks ask after the step: a signal stops the
+        The answer is there when the step's loss has been read. Asking after the step would wait for the update of
+        the weights while the device is idle. On a CPU the ranks ask after the step: a signal stops the
         run sooner.
         """
         early = self._device.type == "cuda" and torch.distributed.get_world_size() > 1

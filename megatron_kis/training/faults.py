@@ -35,7 +35,7 @@ _STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class LossGuard:
-    """Judges each step before its update. All ranks see the same numbers, so they judge alike."""
+    """Judges each step before its update. All ranks see the same numbers, so they agree."""
 
     def __init__(self, config: GuardConfig) -> None:
         """Starts without a running mean."""

@@ -270,7 +270,7 @@ def _check_fingerprints(config: RunConfig, found: dict[str, str]) -> None:
             raise InputError(
                 f"is {wanted[:16]}, and {getattr(config.data, name)} has {found[name][:16]} now",
                 where=f"data.fingerprints.{name}",
-                remedy="give the files back, or make the run's configuration again",
+                remedy="restore the files, or write the run's configuration again",
             )
 
 

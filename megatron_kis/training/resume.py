@@ -53,7 +53,7 @@ def check_same_run(checkpoint: Checkpoint, now: dict[str, Any], *, model_sha256:
         which = ", ".join(all_changed) if len(changed) > 1 else ""
         _compare(checkpoint, f"on another {first}", then["data"].get(first), now["data"].get(first), which)
     asked = (then["data"].get(QUESTIONS), now["data"].get(QUESTIONS))
-    if asked[0] is not None:  # of an older version, which kept no questions to go on with (``artifacts.as_begun``)
+    if asked[0] is not None:  # of an older version, which kept no questions to resume with (``artifacts.as_begun``)
         _compare(checkpoint, "and asked other questions", *asked)
     precisions = then["precision"], now["precision"]
     settings = setting_differences(then["settings"], now["settings"], precision=precisions)

@@ -46,11 +46,11 @@ class RunDir:
 
     @property
     def beginning(self) -> str:
-        """A random name of this beginning of the run: the same when it resumes, another after a restart."""
+        """A random name of this start of the run: the same when it resumes, another after a restart."""
         return str(self._origin["beginning"])
 
     def clear(self, *, restart: bool) -> None:
-        """Removes what an earlier beginning of the run has left.
+        """Removes what an earlier start of the run has left.
 
         Args:
             restart: whether to remove checkpoints too.
@@ -71,7 +71,7 @@ class RunDir:
                 path.unlink(missing_ok=True)
 
     def import_trunk(self, source: Checkpoint, *, steps: int, identity: dict[str, Any], restart: bool) -> None:
-        """Makes a trunk's checkpoint this run's own, see ``branch.import_trunk``."""
+        """Takes over a trunk's checkpoint as this run's own, see ``branch.import_trunk``."""
         self.clear(restart=restart)
         import_trunk(source, self.path, steps=steps, identity=identity, beginning=secrets.token_hex(8))
 

@@ -33,7 +33,7 @@ def open_plan(config: RunConfig, store: ExposureStore, questions: QuestionSet) -
     Args:
         config: configuration of the run.
         store: its exposures.
-        questions: those that tell the order of the facts (``infusion_order.ONE_OF_EACH``).
+        questions: those that define the order of the facts (``infusion_order.ONE_OF_EACH``).
 
     Raises:
         InputError: impossible settings, exposures that do not fit, or a run to extend that is not there, not finished
@@ -64,11 +64,11 @@ def _check_lengths(store: ExposureStore, sequence_length: int) -> None:
 
 
 def _as_written(problem: str, training: TrainingConfig) -> str:
-    """Says which token budget was written where a problem names the tokens of whole batches."""
+    """Adds the token budget that was written to a problem that names the tokens of whole batches."""
     fed = training.steps * training.step_tokens
     if fed == training.token_budget:
         return problem
-    return problem.replace(f"of {fed} tokens", f"of {fed} tokens ({training.token_budget} in whole batches)")
+    return problem.replace(f"of {fed:,} tokens", f"of {fed:,} tokens ({training.token_budget:,} in whole batches)")
 
 
 def _keys_of_arguments(infusion: InfusionConfig) -> dict[str, str]:
@@ -137,7 +137,7 @@ def _plan_of_run(
 ) -> ExposurePlan | ExtendedPlan:
     """Makes the plan of a finished run again from its record, and compares it with that."""
     if not (folder / "DONE").exists():
-        raise InputError("is no finished run", where=f"extends: {folder}", remedy="finish it first")
+        raise InputError("is not a finished run", where=f"extends: {folder}", remedy="finish it first")
     record = read_json(folder / RUN_FILE, RUN_SCHEMA, keys=("config", "plan", "fingerprints"))
     found, wanted = record["fingerprints"].get("exposures"), store.fingerprint
     if found != wanted:

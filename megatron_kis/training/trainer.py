@@ -17,6 +17,7 @@ from megatron_kis.checkpoint.folders import Checkpoint, newest, required, whole_
 from megatron_kis.common.errors import JobError
 from megatron_kis.common.files import locked
 from megatron_kis.common.jsonl_log import JsonLines
+from megatron_kis.common.units import plural
 from megatron_kis.config.layout import check_layers, check_layout, replicas_of
 from megatron_kis.config.run import RunConfig
 from megatron_kis.config.training import check_precision, resolve_precision
@@ -93,7 +94,7 @@ class Trainer:
 
         Raises:
             InputError: wrong settings or data, a checkpoint of other ones, or checkpoints of which none can be used.
-            JobError: the loss is no longer finite, the ledger does not show what the plan promised, something cannot
+            JobError: the loss is no longer finite, the ledger differs from the plan, something cannot
                 be read or written, or another rank has ended.
             Stopped: a signal asked to stop; a checkpoint is written.
         """
@@ -106,7 +107,7 @@ class Trainer:
         if self._is_done(device):
             return self.config.output
         with self._open_engine(device), ExitStack() as stack:
-            # Nobody reads the folder before it is locked.
+            # The folder is not read before it is locked.
             self._on_reporting_rank(lambda: stack.enter_context(locked(self.config.output, "kis train")))
             callbacks = self._begin_or_resume(restart=restart, branch_from=branch_from)
             stop = stack.enter_context(stop_requests())
@@ -217,6 +218,7 @@ class Trainer:
         if is_done(self.config, self._fingerprints(), precision=precision, model_sha256=tokenizer.model_sha256):
             return True
         check_precision(precision, cpu=device.is_cpu)
+        self.config.logging.check_packages()
         return False
 
     @contextmanager
@@ -251,7 +253,7 @@ class Trainer:
             close_groups()
 
     def _on_reporting_rank(self, act: Callable[[], object]) -> None:
-        """Does something on the rank that reports; collective: an error there is raised on every rank."""
+        """Calls a function on the rank that reports; collective: an error there is raised on every rank."""
 
         def act_or_wait() -> None:
             if self._reports:
@@ -276,9 +278,9 @@ class Trainer:
             self._engine.begin()
         else:
             self._load_checkpoint(checkpoint)
-        own = [make(self._engine) for make in self._callback_factories]  # they may look at the weights
+        own = [make(self._engine) for make in self._callback_factories]  # they may read the weights
         check_names(own)
-        # Nobody writes to the folder before it is cleared.
+        # Nothing is written to the folder before it is cleared.
         self._on_reporting_rank(lambda: self._prepare_run_dir(checkpoint, params, restart=restart))
         callbacks = self._configured_callbacks() + own
         if checkpoint is not None:
@@ -298,13 +300,13 @@ class Trainer:
         found = whole_at(config.trunk, config.begin_step)
         if found is None and self._reports:
             logger.warning(
-                f"kis: {config.trunk} has no whole checkpoint of step {config.begin_step}; {config.name} trains the "
+                f"kis: {config.trunk} has no complete checkpoint of step {config.begin_step}; {config.name} trains the "
                 "steps until there itself"
             )
         return found
 
     def _import_trunk(self, source: Checkpoint, *, restart: bool) -> Checkpoint:
-        """Makes a checkpoint of another run this run's own."""
+        """Takes over a checkpoint of another run as this run's own."""
         check_branch(source, self.config, self._identity, model_sha256=self._inputs.tokenizer.model_sha256)
         steps = self.state.steps
         self._on_reporting_rank(
@@ -417,7 +419,9 @@ class Trainer:
         skipped = (plan[sequence] for step in self._guard.skipped for sequence in self._sequences(step))
         differences = self._ledger.differences(skipped)
         if differences:
-            raise JobError(f"{len(differences)} facts did not get their exposures, first: {differences[0]}")
+            raise JobError(
+                f"{plural(len(differences), 'fact')} did not get the planned exposures, first: {differences[0]}"
+            )
         mark_done(
             output,
             {

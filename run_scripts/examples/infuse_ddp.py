@@ -100,7 +100,7 @@ def main() -> int:
         if rank == 0 and (step % 10 == 0 or step == last):
             print(f"step {step}: loss {loss.item():.3f}")
 
-    # 4. What was fed, on all ranks together; what was promised, if the run is complete.
+    # 4. The exposures of all ranks together, compared with the plan if the run is complete.
     counts = ledger.as_tensor().to(device)
     dist.all_reduce(counts)
     ledger.load_tensor(counts)

@@ -97,7 +97,7 @@ def main() -> int:
         if step % 10 == 0 or step + 1 == options.steps:
             print(f"step {step + 1}: loss {loss.item():.3f}")
 
-    # 4. What was promised is what all ranks were fed together.
+    # 4. All ranks together received the planned exposures.
     ledger.load_tensor(sum_over_data(ledger.as_tensor().to(device.torch_device)))
     close_groups()
     for group, received in ledger.received.items():

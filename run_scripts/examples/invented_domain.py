@@ -2,7 +2,7 @@
 
     python run_scripts/examples/invented_domain.py sources
 
-Nobody can have read these facts before, and no other text states them. ``sources`` then has ``text.jsonl``,
+These facts are invented: no other text states them. ``sources`` then has ``text.jsonl``,
 ``triples.tsv`` and ``templates.yaml``, the three files that every study begins with. Everything is drawn from a fixed
 seed, so the files are the same on every machine.
 """

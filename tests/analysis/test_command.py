@@ -141,7 +141,7 @@ def test_runs_that_do_not_count_are_named_on_stderr(tmp_path, capsys):
         kis("collapse", tmp_path / "runs", "--output", tmp_path / "points.csv", "--curves-output", tmp_path / "c.csv")
         == 0
     )
-    assert "not counted: f64 (incomplete)" in capsys.readouterr().err
+    assert "left out: f64 (incomplete)" in capsys.readouterr().err
     assert (tmp_path / "c.csv").is_file()
 
 
@@ -232,8 +232,8 @@ def test_a_table_of_survival_is_refused_before_the_facts_are_read(tmp_path):
         (("--split", "question"), r"--split: no run asked about .* split 'question'; valid: held_out, train$"),
         (("--split", "train", "--scoring", "statemnt"), r"--scoring: no scoring rule 'statemnt'; did you mean 'stat"),
         (("--split", "train", "--scoring", "pmi"), r"--scoring: no run was scored by rule 'pmi'; valid: "),
-        (("--split", "train", "--facts", tmp_path), rf"--facts {tmp_path}: is a folder; name the facts\.jsonl"),
-        (("--split", "train", "--facts", tmp_path / "x"), rf"--facts {tmp_path / 'x'}: no such file; name the facts"),
+        (("--split", "train", "--facts", tmp_path), rf"--facts {tmp_path}: is a folder; give the facts\.jsonl"),
+        (("--split", "train", "--facts", tmp_path / "x"), rf"--facts {tmp_path / 'x'}: no such file; give the facts"),
     ):
         with pytest.raises(InputError, match=f"^{message}"):
             kis(*given, *choices)
@@ -248,3 +248,31 @@ def without(runs, key, value):
     for path in runs.glob("*/probes.jsonl"):
         lines = path.read_text().splitlines()
         path.write_text("".join(f"{line}\n" for line in lines if json.loads(line).get(key) != value))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--law", "M", r"^--law: unknown law 'M'; valid: "),
+        ("--scoring", "statment", r"^--scoring: no probe row has scoring 'statment'; did you mean 'statement'\?"),
+        ("--split", "train", r"^--split: no probe row has split 'train'; valid: held_out"),
+    ],
+)
+def test_an_unknown_choice_is_refused_by_its_option(option, value, said, tmp_path):
+    curve_rows({0: [25], 8: [30], 64: [80]}, group="infused").to_csv(tmp_path / "curves.csv", index=False)
+    with pytest.raises(InputError, match=said):
+        kis("collapse", "--curves", tmp_path / "curves.csv", option, value, "--output", tmp_path / "points.csv")
+    assert not (tmp_path / "points.csv").exists()
+
+
+def test_a_file_without_a_law_says_why_in_words(tmp_path, points_csv):
+    path = tmp_path / "law.json"
+    refused = {
+        "kind": "collapse",
+        "group": "background",
+        "code": "all_censored",
+        "reason": "law: no point was bracketed",
+    }
+    path.write_text(json.dumps({"schema": "kis.law/1", "selected_law": None, "refused": [refused]}))
+    with pytest.raises(InputError, match=r"none could be fitted \(collapse of background: no point was bracketed\)$"):
+        kis("predict", path, "--params", "7b")

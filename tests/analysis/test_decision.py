@@ -253,7 +253,7 @@ def test_a_weight_of_what_the_laws_do_not_tell_is_refused_with_what_to_do(collap
     infused = law_of("collapse", "infused", scale=1e4)
     with pytest.raises(InputError, match=r"^--recall: the law of the collapse of infused facts .* points alone"):
         decide([*whole, infused], N, weights=Weights(recall=1.0))
-    with pytest.raises(InputError, match="nothing is worth anything"):
+    with pytest.raises(InputError, match="every weight is 0"):
         Weights()
     with pytest.raises(InputError, match="--retention: is -1"):
         Weights(retention=-1)
@@ -341,11 +341,11 @@ def test_curves_are_read_along_the_axis_of_the_laws(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--confidence", "95"), "'95' is no probability"),
-        (("--recall", "-1"), "'-1' is no weight"),
-        (("--retention", "nan"), "'nan' is no weight"),
-        (("--curves", "c.csv"), "--curves: is read for a price of the loss alone; add --loss-price"),
-        (("--output", "law.json"), "--output: law.json is read, too"),
+        (("--confidence", "95"), "'95' is not a probability"),
+        (("--recall", "-1"), "'-1' is not a weight"),
+        (("--retention", "nan"), "'nan' is not a weight"),
+        (("--curves", "c.csv"), "--curves: is used only with --loss-price; add --loss-price"),
+        (("--output", "law.json"), "--output: law.json is also read"),
         (("--axis", "tokens"), "invalid choice: 'tokens'"),
     ],
 )
@@ -383,7 +383,7 @@ def test_the_report_says_how_much_to_infuse_into_every_size_that_it_predicts_for
 def test_a_decision_in_words():
     few = decide([law_of(scale=0.05, power=0.1)], N)
     assert sentence(few) == (
-        "No dose can be named at which collapse of background facts is avoided with 95%: by these laws not even 1 can. "
+        "There is no dose at which collapse of background facts is avoided with 95%: by these laws not even at 1. "
         "What is lost first: collapse of background facts."
     )
     k = law_of(slice=Slice("facts", "frequency", 14.0), scale=30.0)

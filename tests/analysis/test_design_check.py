@@ -139,7 +139,7 @@ def test_without_a_prediction_no_law_is_asked_for() -> None:
 
 
 def test_a_law_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(InputError, match=r"analysis.law: no law 'N and E'; did you mean 'N and D'\?"):
+    with pytest.raises(InputError, match=r"analysis.law: unknown law 'N and E'; did you mean 'N and D'\?"):
         asked(analysis={"law": "N and E"})
 
 

@@ -38,7 +38,7 @@ def test_finished_runs_become_rows_of_counts(
     (tmp_path / "export.csv").write_text(EXPORT)
     assert kis(tmp_path / "export.csv", *RUN, *INFUSED, *BACKGROUND, "--output", tmp_path / "c.csv") == 0
     assert "written: 4 rows of 2 runs" in capsys.readouterr().out
-    assert "not counted, because they are not finished: line 4 (crashed)" in caplog.text
+    assert "left out because they are not finished: line 4 (crashed)" in caplog.text
     curves = load_curves_csv(tmp_path / "c.csv")
     columns = ["params", "tokens", "frequency", "n", "correct", "facts", "group", "split", "validation_loss"]
     assert curves[columns].values.tolist() == [
@@ -76,7 +76,7 @@ def test_other_separators_between_quoted_names_are_named(tmp_path: Path) -> None
         (
             ("0.7316666841506958", "73.2"),
             [*RUN, *INFUSED],
-            r"csv:3: .*acc': 73.2 is no rate between 0 and 1; a share from 0 to 1: divide percentages by 100$",
+            r"csv:3: .*acc': 73.2 is not a rate between 0 and 1; a share from 0 to 1: divide percentages by 100$",
         ),
         (("0.7316666841506958", "73.2%"), [*RUN, *INFUSED], r"csv:3: .*acc': 73.2% is a percentage; a share"),
         (
@@ -97,7 +97,7 @@ def test_other_separators_between_quoted_names_are_named(tmp_path: Path) -> None
             [*RUN, *BACKGROUND],
             r"csv:1: is the export of a chart .*; export the table of",
         ),
-        (None, [*RUN[:-2], *BACKGROUND], r"--run: says nothing of seed; --run seed=COLUMN"),
+        (None, [*RUN[:-2], *BACKGROUND], r"--run: does not name seed; --run seed=COLUMN"),
         (None, [*RUN, "seeds=1", *BACKGROUND], r"--run seeds=1: there is no 'seeds'; did you mean 'seed'"),
         (None, [*RUN, "seed=1", *BACKGROUND], r"--run: 'seed' is given twice"),
         (None, ["--run", "params=n_param", *BACKGROUND], r"--run params=n_param: no column 'n_param' in .*'n_params'"),

@@ -152,7 +152,7 @@ def test_refusals_that_are_damaged_are_still_no_law(tmp_path):
     path = tmp_path / "law.json"
     for refused, told in ((None, "no reason given"), ([{"kind": "collapse"}, 3], "collapse of None"), (3, "no reason")):
         path.write_text(json.dumps({"schema": "kis.law/1", "selected_law": None, "refused": refused}))
-        with pytest.raises(InputError, match=rf"no law could be fitted \({told}"):
+        with pytest.raises(InputError, match=rf"none could be fitted \({told}"):
             load_law(path)
 
 

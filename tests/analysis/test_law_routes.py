@@ -56,7 +56,7 @@ def test_curves_give_the_law_and_the_predictions_of_the_report(study):
 def test_points_give_what_the_curves_law_says_of_points_and_say_what_they_lack(study, capsys):
     output = study / "of_points.json"
     assert main(["law", "fit", "--points", str(study / "points.csv"), "--output", str(output), *OPTIONS]) == 0
-    assert "points alone carry no curves" in capsys.readouterr().err
+    assert "points contain no curves" in capsys.readouterr().err
     of_points, of_curves = load_laws(output), load_laws(study / "law.json")
     for alone, law in zip(of_points, of_curves, strict=True):
         assert alone.surface is None

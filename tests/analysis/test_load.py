@@ -164,7 +164,7 @@ def test_what_is_no_run_is_listed_by_name(runs_dir):
     (runs_dir / "closed").mkdir()
     (runs_dir / "closed" / "DONE").write_text("")
     listed = load_runs(runs_dir).problems.set_index("run")["reason"].to_dict()
-    assert listed["notes"] == "no run.json and no DONE: never started, or no run folder"
+    assert listed["notes"] == "no run.json and no DONE: never started, or not a run folder"
     assert "run.json: no such file" in listed["closed"]
 
 

@@ -38,7 +38,7 @@ def test_curves_of_another_trainer_need_only_the_six_columns(tmp_path):
     [
         ("params,tokens,frequency,seed,n\n1000,50,1,0,4\n", r"c.csv:1: no column 'correct'"),
         (CURVES.replace("\n", ",chanse\n") + "1000,50,1,0,4,2,0.5\n", r"c.csv:1: unknown column 'chanse'"),
-        (CURVES + "1000,50,1,0,4,2\n1000,50,x,0,4,2\n", r"c.csv:3: column 'frequency': 'x' is no number"),
+        (CURVES + "1000,50,1,0,4,2\n1000,50,x,0,4,2\n", r"c.csv:3: column 'frequency': 'x' is not a number"),
         (CURVES + "1000,50,-1,0,4,2\n", r"c.csv:2: column 'frequency': -1 is out of range"),
         (CURVES + "1000,50,nan,0,4,2\n", r"c.csv:2: column 'frequency'"),
         (CURVES + "1000,50,1,0,4,5\n", r"c.csv:2: column 'correct': 5 of 4"),
@@ -162,7 +162,7 @@ def test_wrong_points_are_named_by_file_line_and_column(tmp_path, row, said):
         ("7000,50,collapse,5,4,6,collapsed,frequency,facts,0.5", "'held': .*; a number of facts, at least 1"),
         ("7000,50,collapse,5,4,6,collapsed,frequency,facts,-4", "'held': -4 is out of range"),
         ("7000,50,collapse,5,4,6,collapsed,frequency,facts,inf", "'held': inf is out of range"),
-        ("7000,50,collapse,5,4,6,collapsed,facts,frequency,many", "'held': 'many' is no number"),
+        ("7000,50,collapse,5,4,6,collapsed,facts,frequency,many", "'held': 'many' is not a number"),
     ],
 )
 def test_the_dose_is_named_and_what_is_held_is_checked(tmp_path, row, said):

@@ -156,7 +156,7 @@ def test_looks_are_counted_in_the_studys_folder_once_for_the_same_runs(tmp_path)
     assert declared_settings(tmp_path).looked == declared_settings(tmp_path / "runs").looked == 2
     assert declared_settings(tmp_path, looked=7).looked == 7
     (tmp_path / LOOKS_FILE).write_text('{"schema": "kis.look/1"}\n')
-    with pytest.raises(InputError, match=r"looks\.jsonl:1: is no look"):
+    with pytest.raises(InputError, match=r"looks\.jsonl:1: is not a look"):
         looked(tmp_path)
 
 

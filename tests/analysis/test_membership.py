@@ -339,7 +339,7 @@ def test_a_study_whose_runs_are_all_foreign_has_no_curves_and_says_why(study: Pa
         ({"settings": {}}, "settings: not a list"),
         ({"runs": [["a", 0, 1, 2]]}, "runs.0: is not"),
         ({"runs": [["a", 0, 1, 2, 3, 4]]}, "runs.0: is not"),
-        ({"runs": [["a", 1, 1, 2, 3]]}, "runs.0: there are no settings 1"),
+        ({"runs": [["a", 1, 1, 2, 3]]}, "runs.0: there are no settings with the number 1"),
         ({"runs": [["a", 0, 1, 2, 3], ["a", 0, 1, 2, 4]]}, "runs.1: names 'a' again"),
     ],
 )

@@ -89,4 +89,4 @@ def test_a_law_of_the_loss_has_no_rates(tmp_path, capsys):
     path = tmp_path / "law.json"
     write_json(path, law_record([law_of("tolerance", "general", scale=4.0)], []))
     assert main(["law", "predict", str(path), "--params", str(NEW), "--curve", str(tmp_path / "c.csv")]) == 2
-    assert "--curve: a law of the loss gives no rates of answers; name --kind collapse" in capsys.readouterr().err
+    assert "--curve: a law of the loss gives no rates of answers; add --kind collapse" in capsys.readouterr().err

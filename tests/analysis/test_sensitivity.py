@@ -100,7 +100,7 @@ def test_a_study_that_declared_the_loss_is_compared_with_the_memory_of_its_facts
     assert {row.group for row in others} == {"background"} and all(row.interval for row in others)
     with pytest.raises(InputError, match=r"^c.csv: no point of a collapse or of the loss"):
         sensitivity(table.assign(group="control"), SETTINGS, where="c.csv")
-    with pytest.raises(InputError, match="no probe row of split 'nothing'"):
+    with pytest.raises(InputError, match="no probe row has split 'nothing'"):
         sensitivity(table, SETTINGS.model_copy(update={"split": "nothing"}))
 
 
@@ -133,4 +133,4 @@ def test_the_command_tells_how_far_it_is_and_refuses_points(table, tmp_path, cap
     points = tmp_path / "points.csv"
     points.write_text("params,tokens,kind,value,low,high,status\n1000000,1000000,collapse,10,9,11,collapsed\n")
     assert main(["law", "sensitivity", str(points), "--params", "3b"]) == 2
-    assert "points are of one choice" in capsys.readouterr().err
+    assert "points belong to one choice" in capsys.readouterr().err

@@ -36,7 +36,7 @@ def test_shards_of_several_files_are_joined_by_merge(tmp_path, model, capsys):
     assert kis("merge", *shards, "--output", tmp_path / "joined") == 0
     assert kis("corpus", *shared, "--output", tmp_path / "once") == 0
     out = capsys.readouterr().out
-    assert "skipped: 1 lines, listed in" in out
+    assert "skipped: 1 line, listed in" in out
     for suffix in (".bin", ".idx", ".validation.bin", ".validation.idx", ".quarantine.jsonl"):
         assert (tmp_path / f"joined{suffix}").read_bytes() == (tmp_path / f"once{suffix}").read_bytes()
     assert kis("corpus", *shared, "--output", tmp_path / "once") == 0
@@ -57,13 +57,13 @@ def test_options_of_megatrons_tool_change_what_is_written(tmp_path, model):
     [
         (("--shard", "0/2"), "'0/2' is not i/n"),
         (("--shard", "two"), "'two' is not i/n"),
-        (("--part-size", "-1"), "'-1' is no size"),
+        (("--part-size", "-1"), "'-1' is not a size"),
         (("--workers", "0"), "--workers: is 0; at least 1"),
-        (("--keep-newlines",), "--keep-newlines: is for --split-sentences alone"),
+        (("--keep-newlines",), "--keep-newlines: needs --split-sentences"),
         (("--encoder", "fast"), "invalid choice"),
         (("--format", "csv"), "invalid choice"),
         (("--longest-line", "1"), "'1' is too small; at least 2 MB"),
-        (("--longest-line", "x"), "'x' is no size"),
+        (("--longest-line", "x"), "'x' is not a size"),
     ],
 )
 def test_wrong_options_exit_with_2(tmp_path, model, capsys, arguments, problem):
@@ -128,7 +128,7 @@ def test_steps_do_not_write_over_their_own_inputs(tmp_path, model, capsys):
     both = tmp_path / "both.jsonl"
     arguments = ("--from", "bear", "--input", tmp_path, "--output", both, "--templates-output", both)
     assert kis("facts", *arguments) == 2
-    assert "--templates-output: is written by --output, too" in capsys.readouterr().err
+    assert "--templates-output: is also the file of --output" in capsys.readouterr().err
     assert not both.exists()
 
 
@@ -147,11 +147,11 @@ def test_leaks_and_tokenizer_leave_bad_lines_out_where_they_are_told_to(tmp_path
     facts = tmp_path / "facts.jsonl"
     row = {"id": "a", "subject": "Aconcagua", "relation": "r", "object": "Argentina", "group": "infused"}
     facts.write_text(json.dumps(row) + "\n", encoding="utf-8")
-    told = f"skipped: 3 lines, the first {tmp_path / 'a.jsonl'}:10: 'text' is int, not a string\n"
+    told = f"skipped: 3 lines, the first {tmp_path / 'a.jsonl'}:10: 'text' is a number, not a string\n"
     for arguments in (("leaks", "--facts", facts, "--clean"), ("tokenizer", "--vocab-size", 400, "--output")):
         name = "clean.jsonl" if "leaks" in arguments else "t.json"
         assert kis(*arguments, tmp_path / name, *bad) == 2
-        assert "a.jsonl:10: 'text' is int" in capsys.readouterr().err
+        assert "a.jsonl:10: 'text' is a number, not a string" in capsys.readouterr().err
         assert not (tmp_path / name).exists()
         assert kis(*arguments, tmp_path / name, *bad, "--on-error", "skip") == 0
         out = capsys.readouterr().out

@@ -7,6 +7,7 @@ import pytest
 
 from megatron_kis.cli import data
 from megatron_kis.common.errors import InputError
+from megatron_kis.data_tools.facts.fact import write_facts
 
 from .conftest import LEADS, TEMPLATES, TRIPLES
 
@@ -31,7 +32,7 @@ def test_the_steps_one_at_a_time_make_a_studys_data(tmp_path, capsys):
     shared = ("--tokenizer", model, "--facts", facts)
     share = ("--validation-share", 0.3)
     assert kis("data", "corpus", "--input", LEADS, "--output", tmp_path / "corpus", *shared, *share) == 0
-    assert f"left out: {len(leaks)} documents" in capsys.readouterr().out
+    assert f"left out: {len(leaks)} document" in capsys.readouterr().out
     assert kis("data", "render", *shared, "--templates", TEMPLATES, "--output", tmp_path / "exposures") == 0
     capsys.readouterr()
     for name in ("corpus", "corpus.validation", "exposures"):
@@ -49,7 +50,7 @@ def test_a_data_set_of_bear_goes_in_and_comes_out(tmp_path, capsys):
     counts = ("--infused", 8, "--background", 8, "--control", 8, "--spread", "proportional", "--keep-telling-names")
     source = ("--from", "bear", "--input", tmp_path / "bear", "--templates-output", templates)
     assert kis("data", "facts", *source, "--output", facts, *counts) == 0
-    assert "24 usable of 24, 24 objects; chance 0.0417 among them all" in capsys.readouterr().out
+    assert "24 usable of 24, 24 objects; chance 0.0417 among all of them" in capsys.readouterr().out
     assert kis("data", "templates", "--templates", templates, "--facts", facts) == 0
     assert "P17: 2 train, 1 held out, 0 questions" in capsys.readouterr().out
     assert kis("data", "export", "--facts", facts, "--templates", templates, "--output", tmp_path / "out") == 0
@@ -67,7 +68,7 @@ def test_the_text_is_cleaned_of_single_sentences(tmp_path, capsys):
     clean = tmp_path / "clean.jsonl.gz"
     level = ("--level", "sentence", "--clean", clean)
     assert kis("data", "leaks", "--input", LEADS, "--facts", facts, *level) == 0
-    assert "stated over several sentences" in capsys.readouterr().out
+    assert "also stated across sentences" in capsys.readouterr().out
     assert kis("data", "leaks", "--input", clean, "--facts", facts, "--level", "sentence") == 0
     assert "0 sentences in 0 of 20 documents" in capsys.readouterr().out
 
@@ -106,8 +107,8 @@ RENDERED = ("--facts", "f", "--templates", "t", "--tokenizer", "t", "--output", 
         (("tokenizer", "--input", LEADS, "--vocab-size", "400", "--output", "folder"), "'folder' is a folder"),
         (("export", "--facts", "f", "--templates", "t", "--output", "file"), "'file' is a file"),
         (("corpus", "--input", LEADS, "--tokenizer", "t", "--output", "file/c"), "'file' is a file"),
-        (("render", *RENDERED, "--asked", "0"), "argument --asked: '0' is no count"),
-        (("render", *RENDERED, "--asked", "-3"), "argument --asked: '-3' is no count"),
+        (("render", *RENDERED, "--asked", "0"), "argument --asked: '0' is not a count"),
+        (("render", *RENDERED, "--asked", "-3"), "argument --asked: '-3' is not a count"),
     ],
 )
 def test_what_cannot_be_done_is_refused_at_once(tmp_path, monkeypatch, capsys, arguments, problem):
@@ -147,3 +148,44 @@ def test_a_bad_number_of_facts_is_named_by_its_option(tmp_path):
     with pytest.raises(InputError, match=r"^--facts-per-object: is -1"):
         kis("data", "facts", "--from", "tsv", "--input", TRIPLES, "--output", output, "--facts-per-object", -1)
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("inspect", "c.bin"), "c.bin: is one file of a corpus; give its prefix, c"),
+        (("inspect", "c.idx"), "c.idx: is one file of a corpus; give its prefix, c"),
+        (("merge", "--output", "m", "c.bin"), "c.bin: is one file of a corpus; give its prefix, c"),
+        (("merge", "--output", "c", "c"), "c: would be overwritten by the result c; give the result another name"),
+        (
+            ("facts", "--from", "tsv", "--input", TRIPLES, "--output", "f", "--columns", "subject"),
+            "--columns: 'subject' is not of the form FIELD=COLUMN; for example subject=city",
+        ),
+        (("questions", *RENDERED), "f: no such file"),
+        (
+            ("corpus", "--input", LEADS, "--tokenizer", "t.model", "--output", "d", "--validation-share", "1"),
+            "--validation-share: is 1.0; expected a share in [0, 1)",
+        ),
+    ],
+)
+def test_a_wrong_file_or_option_is_named_and_nothing_is_written(
+    tmp_path, monkeypatch, capsys, arguments, problem, tokenizer
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.model").write_bytes(tokenizer.model)
+    for name in ("c.bin", "c.idx"):
+        (tmp_path / name).touch()
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(InputError) as refused:
+        kis("data", *arguments)
+    assert problem in str(refused.value)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_wrong_tokenizer_is_refused_before_templates_are_listed(tmp_path, facts, capsys):
+    write_facts(tmp_path / "facts.jsonl", facts)
+    model = tmp_path / "t.model"
+    model.write_text("text")
+    with pytest.raises(InputError, match="not a SentencePiece model"):
+        kis("data", "templates", "--templates", TEMPLATES, "--facts", tmp_path / "facts.jsonl", "--tokenizer", model)
+    assert capsys.readouterr().out == ""

@@ -129,7 +129,7 @@ def test_facts_without_enough_fair_options_are_left_out_and_counted(
         str(tmp_path / "x"),
     ]
     assert main(command) == 0
-    assert "8 questions, 4 facts are not asked about" in capsys.readouterr().out
+    assert "8 questions; no question for 4 facts" in capsys.readouterr().out
 
 
 def test_other_facts_are_asked_in_place_of_those_left_out(tokenizer: Tokenizer) -> None:

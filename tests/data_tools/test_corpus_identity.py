@@ -108,7 +108,7 @@ def test_parts_of_one_encoder_are_not_taken_by_another(tmp_path, source, fast, m
     assert list((tmp_path / "c.parts").glob("*.json"))
     lines, found = build(source, fast, tmp_path / "c", reference)
     assert found == expected
-    assert not any("were done before" in line for line in lines)
+    assert not any("done before" in line for line in lines)
 
 
 def test_a_difference_that_turns_up_has_all_of_it_encoded_by_the_reference(tmp_path, source, fast, monkeypatch):
@@ -285,7 +285,7 @@ def test_a_source_changed_in_place_to_the_same_size_and_date_is_read_again(tmp_p
     os.utime(source, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert source.stat().st_mtime_ns == status.st_mtime_ns
     lines, found = build(source, fast, tmp_path / "c")
-    assert not any("were done before" in line for line in lines)
+    assert not any("done before" in line for line in lines)
     assert found == build(source, fast, tmp_path / "fresh")[1]
 
 
@@ -309,7 +309,7 @@ def test_kept_parts_of_the_file_that_a_link_led_to_before_are_not_taken(tmp_path
     link.unlink()
     link.symlink_to(new)
     lines, found = build(link, fast, tmp_path / "c")
-    assert not any("were done before" in line for line in lines)
+    assert not any("done before" in line for line in lines)
     assert found == build(new, fast, tmp_path / "fresh")[1]
 
 
@@ -404,7 +404,7 @@ def test_one_text_is_not_joined_twice(tmp_path, source, fast):
         with pytest.raises(InputError, match=f"{problem}.*larger weight in data.corpus"):
             merge_corpora([tmp_path / name for name in twice], tmp_path / "both")
     (tmp_path / "link").symlink_to(tmp_path)
-    with pytest.raises(InputError, match="would be written over"):
+    with pytest.raises(InputError, match="would be overwritten"):
         merge_corpora([tmp_path / "a"], tmp_path / "link" / "a")
 
 
@@ -426,7 +426,7 @@ def test_no_file_of_an_input_is_written_over_or_removed(tmp_path, capsys, inputs
         (tmp_path / f"link{suffix}").symlink_to(tmp_path / f"all{suffix}")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert main(["data", "merge", *(str(tmp_path / name) for name in inputs), "--output", str(tmp_path / output)]) == 2
-    assert f"would be written over by {tmp_path / output}" in capsys.readouterr().err
+    assert f"would be overwritten by the result {tmp_path / output}" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -507,16 +507,16 @@ def test_a_corpus_is_not_joined_with_itself_under_another_name(tmp_path, source,
     for other in ("hard", "soft"):
         with pytest.raises(InputError, match=rf"{other}: is given twice"):
             merge_corpora([tmp_path / "a", tmp_path / other], tmp_path / "joined")
-        with pytest.raises(InputError, match=r"a: would be written over by .*" + other):
+        with pytest.raises(InputError, match=r"a: would be overwritten by the result .*" + other):
             merge_corpora([tmp_path / "a"], tmp_path / other)
-    with pytest.raises(InputError, match="would be written over"):
+    with pytest.raises(InputError, match="would be overwritten"):
         merge_corpora([tmp_path / "a"], tmp_path / "a")
 
 
 def test_a_validation_split_is_not_written_over_by_a_merge_of_its_corpus(tmp_path, source, fast):
     build(source, fast, tmp_path / "a")
     before = (tmp_path / "a.validation.bin").read_bytes()
-    with pytest.raises(InputError, match=r"a: would be written over by .*a\.validation"):
+    with pytest.raises(InputError, match=r"a: would be overwritten by the result .*a\.validation"):
         merge_corpora([tmp_path / "a"], tmp_path / "a.validation")
     assert (tmp_path / "a.validation.bin").read_bytes() == before
 

@@ -215,7 +215,7 @@ def test_corpora_that_do_not_fit_together_are_not_joined(tmp_path, tokenizer):
             writer.add([1, 2, 3])
     with pytest.raises(InputError, match=r"tokens are int32, those of .*one uint16"):
         merge_corpora([tmp_path / "one", tmp_path / "two"], tmp_path / "three")
-    with pytest.raises(InputError, match="would be written over"):
+    with pytest.raises(InputError, match="would be overwritten"):
         merge_corpora([tmp_path / "one", tmp_path / "one"], tmp_path / "one")
     with pytest.raises(InputError, match=r"absent\.idx: no such file"):
         merge_corpora([tmp_path / "one", tmp_path / "absent"], tmp_path / "three")
@@ -262,7 +262,7 @@ def test_a_full_disk_leaves_nothing_that_looks_whole_and_the_next_attempt_goes_o
     build_corpus(
         [LEADS], tokenizer, tmp_path / "c", validation_share=0, config=options, progress=LineProgress(lines.append)
     )
-    assert any("parts were done before" in line for line in lines)
+    assert any("parts done before" in line for line in lines)
     for suffix in (".bin", ".idx"):
         assert (tmp_path / f"c{suffix}").read_bytes() == (tmp_path / f"whole{suffix}").read_bytes()
 
@@ -310,7 +310,7 @@ def test_skipped_lines_are_listed_with_their_place_and_counted(tmp_path, tokeniz
         3: (b"{oops\n", "malformed JSON line"),
         9: (b'{"title": "no text"}\n', "no key 'text'"),
         14: (b'{"text": "\xff"}\n', "not UTF-8"),
-        15: (b'{"text": 7}\n', "'text' is int, not a string"),
+        15: (b'{"text": 7}\n', "'text' is a number, not a string"),
         21: (b'{"text": "\\ud800"}\n', "holds half of a surrogate pair"),
         26: (b"[1, 2]", "not a JSON object"),
     }

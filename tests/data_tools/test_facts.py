@@ -20,9 +20,9 @@ def test_facts_come_back_as_they_were_written(tmp_path):
         ({"object": ""}, "facts.jsonl:2: object is missing"),
         ({"group": "infuse"}, "facts.jsonl:2: group is 'infuse'; valid: infused"),
         ({"id": "a"}, "facts.jsonl:2: id 'a' is taken"),
-        ({"subject": 3}, "facts.jsonl:2: subject is int"),
-        ({"object": "\u200b"}, r"facts.jsonl:2: object is no name: '\u200b'; a name has a letter"),
-        ({"subject": "..."}, "facts.jsonl:2: subject is no name: '...'"),
+        ({"subject": 3}, "facts.jsonl:2: subject is a number, not a string"),
+        ({"object": "\u200b"}, r"facts.jsonl:2: object is not a name: '\u200b'; a name has a letter"),
+        ({"subject": "..."}, "facts.jsonl:2: subject is not a name: '...'"),
         ({"object_aliases": "Polska"}, "facts.jsonl:2: object_aliases is not a list"),
     ],
 )

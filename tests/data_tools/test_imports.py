@@ -42,7 +42,7 @@ def test_too_few_facts_are_explained_by_what_was_dropped(tmp_path: Path) -> None
     path = source(tmp_path / "t.tsv", rows)
     settings = SelectConfig(infused=4, background=0, control=0, relations=("c",))
     said = failure(path, "tsv", tmp_path / "f.jsonl", settings, skip_errors=True)
-    assert "relation 'c' is to give 4 facts (4 infused), and it has 0 usable ones" in said
+    assert "relation 'c' must provide 4 facts (4 infused), but it has 0 usable ones" in said
     assert f"2 ambiguous: the subject has several objects, first {path}:3" in said
     assert f"1 malformed row (subject is missing), first {path}:2" in said
     assert f"1 the object is in the subject's name, first {path}:1" in said
@@ -100,7 +100,7 @@ def test_folders_and_files_are_told_apart(tmp_path: Path) -> None:
     path = source(tmp_path / "data" / "en" / "P1.jsonl", labels())
     for kind in ("tsv", "csv", "jsonl"):
         said = failure(tmp_path, kind, tmp_path / "f.jsonl", FOUR)
-        assert said == f"{tmp_path}: is a folder; {kind} is one file; of folders there are bear, lama, trex, wikidata5m"
+        assert said == f"{tmp_path}: is a folder; {kind} is one file; folders are bear, lama, trex, wikidata5m"
     for kind in ("lama", "bear"):
         said = failure(tmp_path / "data", kind, tmp_path / "f.jsonl", FOUR)
         assert f"give a folder in it that has some, such as {tmp_path / 'data' / 'en'}" in said

@@ -167,7 +167,7 @@ def test_the_text_is_written_without_its_leaks(tmp_path, level, kept, removed, n
 def test_wrong_levels_and_names_are_refused_and_failures_leave_no_file(tmp_path):
     with pytest.raises(InputError, match="unknown level 'word'; valid: document, sentence"):
         list(iter_matches([], FACTS, DecontaminationStats(), level="word"))
-    with pytest.raises(InputError, match=r"clean\.txt: is no name for JSON lines"):
+    with pytest.raises(InputError, match=r"clean\.txt: is not a name of a JSON Lines file"):
         decontaminate([], FACTS, DecontaminationStats(), clean=tmp_path / "clean.txt")
 
     def broken():

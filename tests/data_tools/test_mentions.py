@@ -308,7 +308,7 @@ def test_names_that_cannot_be_sought_are_told():
     [(_, [match])] = iter_matches([Document("€ is of Europe", "t", 1)], facts, count)
     assert match.facts == ("b",)
     assert count.unsearchable == ["…", "I"]
-    assert any("2 names of facts cannot be looked for" in line for line in count.summary(2, "document"))
+    assert any("not searched for: 2 names of facts" in line for line in count.summary(2, "document"))
 
 
 def test_a_page_of_thousands_of_matches_takes_no_longer_than_its_length():

@@ -113,7 +113,7 @@ def test_a_relation_needs_one_object_more_than_the_options() -> None:
     rows = [Candidate(f"Qx{n}", "r", f"Town{n % 4}", "t") for n in range(60)]
     settings = SelectConfig(infused=8, background=8, control=8, facts_per_object=2)
     select_facts(rows, settings)
-    with pytest.raises(InputError, match=r"has 4 different objects, 3 distractors need 5; at most 2 distractors"):
+    with pytest.raises(InputError, match=r"has 4 different objects; 3 distractors need 5; at most 2 distractors"):
         select_facts(rows, settings.replace(permute_objects=True))
     select_facts(rows, settings.replace(permute_objects=True, distractors=2))
 
@@ -149,7 +149,7 @@ def test_files_say_that_objects_were_dealt_out_and_others_are_as_they_were(tmp_p
 def test_a_damaged_source_object_is_refused(tmp_path: Path) -> None:
     row = {"id": "a", "subject": "s", "relation": "r", "object": "o", "group": "infused", "source_object": 3}
     (tmp_path / "f.jsonl").write_text(json.dumps(row) + "\n")
-    with pytest.raises(InputError, match=r"f\.jsonl:1: source_object is int, not a string"):
+    with pytest.raises(InputError, match=r"f\.jsonl:1: source_object is a number, not a string"):
         load_facts(tmp_path / "f.jsonl")
 
 

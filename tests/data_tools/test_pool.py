@@ -94,7 +94,7 @@ def test_relations_are_described_with_their_chance_levels():
     assert (relation.chance, relation.most_frequent) == (1 / 5, 16 / 40)
     assert relation.chosen == {"infused": 8, "background": 8, "control": 8}
     lines = select_facts(rows, settings).summary()
-    assert any("chance 0.2000 among them all, 0.2500 among 4 options" in line for line in lines)
+    assert any("chance 0.2000 among all of them, 0.2500 among 4 options" in line for line in lines)
 
 
 def test_any_number_of_facts_may_share_an_object_but_not_all_of_them():

@@ -74,7 +74,7 @@ def test_a_given_tokenizer_is_used_as_it_is(tmp_path, tokenizer_path):
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"text": ()}, "no files of general text"),
+        ({"text": ()}, "is an empty list; name at least one file of general text"),
         ({"text": (LEADS.with_name("absent.jsonl"),)}, "data.text: there is no"),
         ({"facts_format": "xls"}, "data.facts_format: is 'xls'"),
         ({"tokenizer_model": "word"}, "data.tokenizer_model: is 'word'"),
@@ -82,7 +82,7 @@ def test_a_given_tokenizer_is_used_as_it_is(tmp_path, tokenizer_path):
         ({"character_coverage": 0.5}, "data.character_coverage: is 0.5"),
         ({"validation_share": 1.5}, "data.validation_share: is 1.5"),
         ({"select": SelectConfig(longest_name=-5)}, "data.select.longest_name: is -5"),
-        ({"select": SelectConfig(infused=0, background=0, control=0)}, "background and control: are all 0"),
+        ({"select": SelectConfig(infused=0, background=0, control=0)}, "is 0, and so are background and control"),
         ({"tokenizer": LEADS}, "not a tokenizer.json"),
         (
             {"select": SelectConfig(relations=("peak_countri",))},

@@ -74,7 +74,7 @@ def test_exposures_that_no_sequence_holds_are_refused_by_name_and_nothing_is_lef
 ):
     longest = render(facts, templates, tokenizer, tmp_path / "whole").longest
     with pytest.raises(
-        InputError, match=rf"exposures are longer than {longest - 1} tokens \(fact '.*train\[\d\]: {longest}"
+        InputError, match=rf"exposures of more than {longest - 1} tokens: [\d,]+ \(fact '.*train\[\d\]: {longest}"
     ):
         render(facts, templates, tokenizer, tmp_path / "cut" / "e", longest_exposure=longest - 1)
     assert list((tmp_path / "cut").iterdir()) == []
@@ -145,6 +145,6 @@ def test_questions_that_would_be_too_large_are_refused_before_any_work(tmp_path,
     assert main(command) == 2
     assert time.process_time() - begin < 10
     message = capsys.readouterr().err
-    assert re.search(r"e\.questions\.jsonl: would take about [\d,]+ MB, more than 4,000 MB; .*--asked", message)
+    assert re.search(r"e\.questions\.jsonl: would take about [\d.,]+ [GM]B, more than 4 GB; .*--asked", message)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["f.jsonl", "t.model"]
     assert main([*command[:-1], "3", "--asked", "40", "--largest-questions", "1M"]) == 0

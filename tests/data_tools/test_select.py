@@ -93,7 +93,7 @@ def test_all_facts_of_a_subject_stay_in_one_group():
 
 
 def test_too_few_facts_say_how_many_there_are():
-    with pytest.raises(InputError, match=r"give 30 facts \(10 infused \+ .*it has 12 usable ones with 12 objects"):
+    with pytest.raises(InputError, match=r"provide 30 facts \(10 infused \+ .*it has 12 usable ones with 12 objects"):
         select_facts(many(12), SelectConfig(infused=10, background=10, control=10))
     with pytest.raises(InputError, match="cannot have 3 distractors"):
         select_facts(many(12), SelectConfig(infused=3, background=4, control=4))
@@ -146,7 +146,7 @@ def test_a_relation_with_too_few_objects_is_not_told_to_have_more_facts():
         settings = SelectConfig(infused=8, background=8, control=8, facts_per_object=facts_per_object)
         with pytest.raises(InputError) as error:
             select_facts(many(200, objects=2), settings)
-        assert "relation 'r' has 2 different objects, 3 distractors need 4; at most 1 distractors" in str(error.value)
+        assert "relation 'r' has 2 different objects; 3 distractors need 4; at most 1 distractor" in str(error.value)
         assert "at least" not in str(error.value)
 
 
@@ -164,7 +164,7 @@ def test_following_the_advice_about_too_few_drawn_objects_leads_to_a_selection()
     with pytest.raises(InputError) as error:
         select_facts(rows, SelectConfig(**settings, facts_per_object=24))
     advice = re.search(r"facts_per_object of (\d+) or less", str(error.value))
-    assert "different objects, 2 distractors need 3" in str(error.value)
+    assert "; 2 distractors need 3" in str(error.value)
     assert advice is not None
     for seed in range(20):
         select_facts(rows, SelectConfig(**settings, facts_per_object=int(advice[1]), seed=seed))
@@ -259,7 +259,7 @@ def test_an_unknown_relation_of_a_group_is_named_with_the_nearest():
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        (SelectConfig(infused=0, background=0, control=0), "infused, background and control: are all 0"),
+        (SelectConfig(infused=0, background=0, control=0), "infused: is 0, and so are background and control"),
         (SelectConfig(longest_name=-5), "longest_name: is -5; 1 character or more"),
         (SelectConfig(longest_name=0), "longest_name: is 0; 1 character or more"),
     ],

@@ -38,9 +38,9 @@ def test_gzip_files_are_read_and_damaged_ones_refused(tmp_path):
         (b'{"text": "cut', "a.jsonl:2: malformed JSON line"),
         (b'["text"]', "a.jsonl:2: not a JSON object"),
         (b'{"texts": "x"}', "a.jsonl:2: no key 'text'; did you mean 'texts'"),
-        (b'{"text": 3}', "a.jsonl:2: 'text' is int"),
+        (b'{"text": 3}', "a.jsonl:2: 'text' is a number, not a string"),
         (b'{"text": "\xff"}', "a.jsonl:2: not UTF-8 (byte 10 of the line); save the file as UTF-8"),
-        (b'{"text": NaN}', "a.jsonl:2: 'text' is float"),
+        (b'{"text": NaN}', "a.jsonl:2: 'text' is a number, not a string"),
         (
             b'{"text": "a", "deep": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
             "a.jsonl:2: JSON nested more than 200 deep",
@@ -125,7 +125,7 @@ def test_zstd_and_parquet_files_are_read(tmp_path):
     with pytest.raises(InputError, match="cannot be read as text"):
         read(table, text_key="id")
     table.write_bytes(b"PAR1 not at all")
-    with pytest.raises(InputError, match=r"a\.parquet: no parquet file"):
+    with pytest.raises(InputError, match=r"a\.parquet: not a parquet file"):
         read(table)
 
 

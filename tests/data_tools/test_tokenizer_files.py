@@ -246,7 +246,7 @@ def test_half_a_character_in_the_vocabulary_is_refused(content, tmp_path):
     [
         ('{"the": 0, "a": 1}', "it maps words to ids, as a vocab.json"),
         ('{"eos_token": "</s>"}', "it has no model"),
-        ("[]", "it is no JSON object"),
+        ("[]", "it is not a JSON object"),
         ("{", "not valid JSON"),
     ],
 )

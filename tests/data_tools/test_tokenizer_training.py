@@ -115,7 +115,7 @@ def test_text_of_one_character_is_too_little(tmp_path, kind):
         ({"character_coverage": 0.9}, "character_coverage: is 0.9; from 0.98 to 1"),
         ({"character_coverage": float("nan")}, "character_coverage: is nan; from 0.98 to 1"),
         ({"kind": "word"}, "model: is 'word'; valid: unigram, bpe, byte-bpe"),
-        ({"kind": "byte-bpe"}, "t.model: is no name for a byte-bpe model"),
+        ({"kind": "byte-bpe"}, "t.model: is not a name of a byte-bpe model"),
     ],
 )
 def test_wrong_values_are_refused_before_any_text_is_read(tmp_path, how, problem):
@@ -126,7 +126,7 @@ def test_wrong_values_are_refused_before_any_text_is_read(tmp_path, how, problem
 
 @pytest.mark.parametrize("name", ["t.json", "t.tiktoken"])
 def test_a_sentencepiece_model_has_no_name_of_another_kind(tmp_path, name):
-    with pytest.raises(InputError, match="is no name for a unigram model"):
+    with pytest.raises(InputError, match="is not a name of a unigram model"):
         train_tokenizer(leads(), tmp_path / name, TokenizerConfig(vocab_size=400))
 
 

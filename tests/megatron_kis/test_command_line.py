@@ -172,6 +172,6 @@ def test_what_is_no_submission_is_not_prepared(
 ) -> None:
     (tmp_path / "studies").mkdir()
     write_study(tmp_path / "studies", tiny_sources)
-    assert f"{folder}: is no submission; give the folder" in refused(
+    assert f"{folder}: is not a submission; give the folder" in refused(
         ["study", "prepare", str(tmp_path / folder)], capsys
     )

@@ -116,14 +116,14 @@ def test_a_missing_key_is_named(place: str) -> None:
     ("place", "value", "message"),
     [
         ("infusion.frequency", -1, "infusion.frequency: is -1; must be at least 0"),
-        ("infusion", {"frequency": 1, "ratio": 0.5}, "infusion: needs one of 'frequency', 'frequencies' and 'ratio'"),
-        ("infusion", {}, "infusion: needs one of 'frequency', 'frequencies' and 'ratio'"),
+        ("infusion", {"frequency": 1, "ratio": 0.5}, "infusion: needs exactly one of 'frequency', 'frequencies' and"),
+        ("infusion", {}, "infusion: needs exactly one of 'frequency', 'frequencies' and 'ratio'"),
         ("infusion", {"ratio": 1.1}, "infusion.ratio: is 1.1; must be at most 1"),
         ("infusion.background", {"policy": "shielded"}, "infusion.background.policy: .*'displaced' or 'protected'"),
         ("infusion.background.frequency", -2, "infusion.background.frequency: is -2; must be at least 0"),
         ("training.token_budget", 0, "training.token_budget: is 0; must be above 0"),
         ("training.token_budget", 100, "training: token_budget 100 is less than one step of 4 x 32 tokens"),
-        ("training.token_budget", "many", "training.token_budget: 'many' is no number"),
+        ("training.token_budget", "many", "training.token_budget: 'many' is not a number"),
         ("training.micro_batch_size", 3, "training: global_batch_size must be a multiple of micro_batch_size"),
         ("training.sequence_length", 1, "training.sequence_length: is 1; must be at least 2"),
         ("training.seed", -1, "training.seed: is -1; must be at least 0"),
@@ -183,7 +183,7 @@ def test_an_override_replaces_and_adds(tmp_path: Path) -> None:
     [
         ("training.seed", "training.seed: is not of the form key=value"),
         ("=3", "=3: is not of the form key=value"),
-        ("training.seed=[", r"training\.seed=\[:1: not valid YAML"),
+        ("training.seed=[", r"training\.seed=\[: not valid YAML"),
         ("name.first=3", "name.first=3: 'name' has no keys of its own"),
         ("training.sed=3", "training.sed=3: unknown key; did you mean 'seed'?"),
         ("training.seed=-3", "training.seed=-3: is -3; must be at least 0"),
@@ -369,7 +369,11 @@ def test_paths_of_a_section_begin_at_the_file(tmp_path: Path) -> None:
         ("data", {"text": [], "templates": "t.yaml"}, "study.yaml: data.facts: is missing; add it"),
         ("analysis.tolerence", 1, "study.yaml: analysis.tolerence: unknown key; did you mean 'tolerance'?"),
         ("analysis.r", 1.5, "study.yaml: analysis.r: is 1.5; must be below 1"),
-        ("analysis.criterion", "hing", "study.yaml: analysis.criterion: 'hing' is no criterion; did you mean 'hinge'?"),
+        (
+            "analysis.criterion",
+            "hing",
+            "study.yaml: analysis.criterion: 'hing' is not a criterion; did you mean",
+        ),
     ],
 )
 def test_the_data_and_analysis_of_a_study_are_read_as_strictly_as_its_other_sections(

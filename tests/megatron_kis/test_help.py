@@ -48,9 +48,11 @@ def test_a_default_is_shown_once_and_where_it_says_something() -> None:
 
 def test_a_wrong_command_names_the_nearest_and_none_that_is_hidden(capsys: pytest.CaptureFixture[str]) -> None:
     for words, said in (
-        (["study", "statsu"], "kis study: error: argument STEP: there is no 'statsu'; did you mean 'status'?"),
+        (["study", "statsu"], "kis study: error: argument STEP: unknown command 'statsu'; did you mean 'status'?"),
         (["study", "xyz"], "'xyz'; valid: cancel, logs, next, plan, probe, report, run, status, submit, watch"),
-        (["dat"], "kis: error: argument COMMAND: there is no 'dat'; did you mean 'data'?"),
+        (["study", "next", "s.yaml", "--count", "1e3"], "--count: '1e3' is not a whole number in digits; write 1000"),
+        (["study", "next", "s.yaml", "--count", "1.5"], "argument --count: '1.5' is not a whole number"),
+        (["dat"], "kis: error: argument COMMAND: unknown command 'dat'; did you mean 'data'?"),
     ):
         with pytest.raises(SystemExit, match="2"):
             main(words)

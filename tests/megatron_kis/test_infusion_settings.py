@@ -138,7 +138,7 @@ def test_a_trunk_goes_on_from_its_checkpoint_under_an_extended_plan(tiny_run: Ma
 
 
 def test_only_a_finished_run_of_the_same_settings_is_extended(tiny_run: MakeRun, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"extends: .* is no finished run; finish it first"):
+    with pytest.raises(InputError, match=r"extends: .* is not a finished run; finish it first"):
         train(tiny_run(extends=tmp_path / "nothing"))
     first = trained(tiny_run())
     with pytest.raises(InputError, match=r"training.seed: is 1, the run it extends has 0; use 0"):

@@ -29,7 +29,7 @@ def test_a_lock_is_had_as_soon_as_what_was_killed_is_gone(tmp_path):
 
 def test_a_lock_that_is_held_on_is_refused(tmp_path):
     process = holder(tmp_path, 60)
-    with pytest.raises(JobError, match="another 'kis' is at work here"), locked(tmp_path, "kis"):
+    with pytest.raises(JobError, match="another 'kis' is running here"), locked(tmp_path, "kis"):
         pass
     process.kill()
     process.wait()

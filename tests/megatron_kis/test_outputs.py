@@ -63,20 +63,20 @@ def refused(command: str, output: Path | str, capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.parametrize("command", FILES)
 def test_a_folder_is_no_file_to_write(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert f"'{tmp_path}' is a folder; expected the name of a file" in refused(command, tmp_path, capsys)
+    assert f"'{tmp_path}' is a folder; give the name of a file" in refused(command, tmp_path, capsys)
 
 
 @pytest.mark.parametrize("command", FILES + FOLDERS + PREFIXES)
 def test_a_file_holds_no_outputs(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     line = refused(command, tmp_path / "file" / "new" / "out", capsys)
-    assert f"'{tmp_path / 'file'}' is a file; expected a folder" in line
+    assert f"'{tmp_path / 'file'}' is a file, not a folder" in line
 
 
 @pytest.mark.parametrize("command", FOLDERS)
 def test_a_file_is_no_folder_to_write_into(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
-    assert f"'{tmp_path / 'file'}' is a file; expected a folder" in refused(command, tmp_path / "file", capsys)
+    assert f"'{tmp_path / 'file'}' is a file, not a folder" in refused(command, tmp_path / "file", capsys)
 
 
 @pytest.mark.parametrize("command", FILES + FOLDERS + PREFIXES)
@@ -137,7 +137,7 @@ def test_a_study_whose_output_cannot_be_made_is_refused(
 
 @pytest.mark.parametrize("command", PREFIXES)
 def test_a_prefix_has_a_name(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "is a folder; expected the beginning of the files' names" in refused(command, f"{tmp_path}/", capsys)
+    assert "is a folder; give the beginning of the files' names" in refused(command, f"{tmp_path}/", capsys)
 
 
 def test_folders_that_can_be_made_and_variables_are_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +149,7 @@ def test_folders_that_can_be_made_and_variables_are_no_error(tmp_path: Path, mon
     (tmp_path / "new").mkdir()
     for kind in (new_file, new_folder):  # what ~ and variables stand for counts
         (tmp_path / "file").touch()
-        with pytest.raises(argparse.ArgumentTypeError, match="is a file; expected a folder"):
+        with pytest.raises(argparse.ArgumentTypeError, match="is a file, not a folder"):
             kind("$KIS_TEST_PLACE/file/out")
 
 
@@ -175,7 +175,7 @@ def test_an_input_is_not_written_over(
     for name in ("given", "link", "points"):
         path = tmp_path / name
         assert refused(command.format(given), path, capsys) == (
-            f"kis: error: {option}: {path} is read, too; write it elsewhere"
+            f"kis: error: {option}: {path} is also read; write it elsewhere"
         )
     assert given.read_text() == "kept"
 
@@ -183,15 +183,15 @@ def test_an_input_is_not_written_over(
 def test_two_outputs_are_two_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "out.csv"
     line = refused(f"law collapse RUNS --output {path} --curves-output", path, capsys)
-    assert line == f"kis: error: --curves-output: {path} is written by --output, too; write it elsewhere"
+    assert line == f"kis: error: --curves-output: {path} is also written by --output; write it elsewhere"
     spare_inputs(argparse.Namespace(output=path, curves_output=tmp_path / "b"), ("output", "curves_output"))
 
 
 def test_a_file_that_cannot_be_written_is_named_with_the_reason(tmp_path: Path) -> None:
     check_written(tmp_path / "new")
-    with pytest.raises(InputError, match="is a folder; expected the name of a file") as caught:
+    with pytest.raises(InputError, match="is a folder; give the name of a file") as caught:
         check_written(tmp_path)
-    assert str(caught.value) == f"{tmp_path}: is a folder; expected the name of a file"
+    assert str(caught.value) == f"{tmp_path}: is a folder; give the name of a file"
 
 
 @pytest.mark.parametrize("name", ["curves.csv", "points.csv", "law.json", "prediction.json", "report.html"])
@@ -202,7 +202,7 @@ def test_a_study_whose_report_cannot_be_written_is_not_begun(
     study = write_study(tmp_path, tiny_sources)
     place = tmp_path / "out" / name
     place.mkdir(parents=True)
-    assert f"{place}: is a folder; expected the name of a file" in refused(f"study {step}", study, capsys)
+    assert f"{place}: is a folder; give the name of a file" in refused(f"study {step}", study, capsys)
     assert not (tmp_path / "out" / "data").exists()
 
 

@@ -165,7 +165,7 @@ def test_fp8_is_refused_without_transformer_engine(tiny_run: MakeRun) -> None:
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        pytest.param({"parallel": {"virtual": 2}}, r"parallel: virtual is 2: .*set pipeline, too", id="one-stage"),
+        pytest.param({"parallel": {"virtual": 2}}, r"parallel: virtual is 2: .*set pipeline as well", id="one-stage"),
         pytest.param({"parallel": {"context": 2}}, "cannot hold .* x context=2", id="one-process"),
     ],
 )
@@ -235,7 +235,7 @@ def test_exposures_that_did_not_arrive_are_an_error(tiny_run: MakeRun, monkeypat
 
     monkeypatch.setattr(Ledger, "observe_many", forgetful)
     config = tiny_run(infusion={"frequency": 15})
-    with pytest.raises(JobError, match="did not get their exposures"):
+    with pytest.raises(JobError, match="did not get the planned exposures"):
         train(config)
     assert not (config.output / "DONE").exists()
 

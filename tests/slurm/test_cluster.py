@@ -320,7 +320,7 @@ def test_a_cell_in_the_queue_is_not_submitted_again_runs_elsewhere_when_its_node
     assert read_attempts(folder).attempts[-1].outcome == "stopped"
     assert not (folder / "DONE").exists()
     assert kis("cancel", study) == 0
-    assert "nothing of this study" in capsys.readouterr().out
+    assert "no job of this study" in capsys.readouterr().out
     cluster.start_node(place)
 
 
@@ -454,7 +454,7 @@ def test_the_variables_of_the_shell_say_only_what_the_study_leaves_open(
         monkeypatch.setenv(f"SBATCH_{name}", value)
     assert kis("submit", study) == 0
     assert (
-        "not used where the jobs say otherwise: SBATCH_BEGIN, SBATCH_NO_REQUEUE, SBATCH_PARTITION, SBATCH_TIMELIMIT;"
+        "ignored where the jobs set them: SBATCH_BEGIN, SBATCH_NO_REQUEUE, SBATCH_PARTITION, SBATCH_TIMELIMIT;"
         in capsys.readouterr().err
     )
     shown = {row["label"]: show(cluster, row["number"]) for row in rows_of(study)}

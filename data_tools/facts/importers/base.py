@@ -21,7 +21,7 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A row that cannot be a fact, or several for one reason. It is counted, not an error."""
+    """A row that cannot be a fact, or several for one reason. Such rows are counted; they are not errors."""
 
     relation: str
     """Key of the relation; empty if unknown."""

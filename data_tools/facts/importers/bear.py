@@ -47,7 +47,7 @@ def import_bear(path: Path, *, skip_errors: bool = False) -> Iterator[Imported]:
     for file in files:
         if metadata and file.stem not in metadata:
             remedy = nearest(file.stem, metadata)
-            raise InputError(f"says nothing of {file.name}", where=str(path / METADATA), remedy=remedy)
+            raise InputError(f"does not mention {file.name}", where=str(path / METADATA), remedy=remedy)
         answers = metadata.get(file.stem, {}).get("answer_space_labels")
         parse = functools.partial(_candidate, file.stem, answers)
         yield from parse_json_lines(file, parse, skip_errors=skip_errors)

@@ -146,7 +146,7 @@ def _column_index(column: str, header: Sequence[str], where: str) -> int:
 
 
 def looks_like_header(fields: Sequence[str]) -> bool:
-    """Returns whether a line of a table looks like a header, whether its columns are known or not."""
+    """Returns whether a line of a table looks like a header, whether or not its columns are known."""
     return _folded_header(list(map(_folded, fields)))
 
 

@@ -170,7 +170,7 @@ def _import(
             table, found = _start_table(path, row, separator, columns)
         except _LayoutError:
             raise
-        except InputError as error:  # such a row does not determine the columns: the header may be below it
+        except InputError as error:  # such a row does not determine the columns: the header may follow it
             if not skip_errors:
                 raise
             yield malformed(error)
@@ -293,7 +293,7 @@ def _miscounted(fields: Sequence[str]) -> str:
 
 
 def _remedy(fields: Sequence[str], width: int, is_header: bool, separator: str) -> str:
-    """Returns advice for a row of another number of fields."""
+    """Returns the remedy for a row with a wrong number of fields."""
     text, expected = fields[0], f"expected subject, relation and object between {separator}"
     if "\r" in "".join(fields):
         remedy = "end lines with line feeds, not with carriage returns alone"
@@ -320,6 +320,6 @@ def _names(text: str, key: str, where: str) -> tuple[str, ...]:
         names = json.loads(plain)
     except ValueError:
         raise InputError(
-            f"{key} is no JSON list: {text[:60]!r}", where=where, remedy="or put | between names"
+            f"{key} is not a JSON list: {text[:60]!r}", where=where, remedy="or put | between names"
         ) from None
     return tuple(str(name).strip() for name in names if str(name).strip())

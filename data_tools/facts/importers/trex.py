@@ -135,7 +135,7 @@ def _refuse_no_array(file: Path) -> None:
             if first == b"{" and one_line and content.readline(LONGEST_LINE).lstrip().startswith(b"{"):
                 remedy = "make it one array of documents: jq -s . FILE"
                 raise InputError("is JSON lines", where=str(file), remedy=remedy)
-            problem = "is one JSON object" if first == b"{" else "is no JSON array"
+            problem = "is one JSON object" if first == b"{" else "is not a JSON array"
             remedy = "expected an array of documents: the list alone, or a single document between [ and ]"
             raise InputError(problem, where=str(file), remedy=remedy)
 

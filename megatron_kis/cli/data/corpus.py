@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from megatron_kis.cli.data.options import add_step, add_text_options, megabytes, print_frame
 from megatron_kis.cli.outputs import new_prefix
+from megatron_kis.cli.parser import naming_options
+from megatron_kis.common.units import plural
 
 if TYPE_CHECKING:
     from megatron_kis.data_tools.corpus.build import CorpusSummary
@@ -51,10 +53,10 @@ def _add_content(parser: argparse.ArgumentParser) -> None:
 
 def _add_work(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how the work is done")
-    errors = "a line that holds no document: stop there, or list it in PREFIX.quarantine.jsonl and continue"
+    errors = "at a line that holds no document: stop, or list it in PREFIX.quarantine.jsonl and continue"
     group.add_argument("--on-error", choices=("stop", "skip"), default="stop", help=errors)
     encoder = (
-        "auto is gigatoken where it gives the ids of the tokenizer's own library, the reference; a corpus of another"
+        "auto uses gigatoken where its ids equal those of the tokenizer's own library (reference); a corpus of another"
         " encoder, or another version of it, is made again"
     )
     group.add_argument("--encoder", choices=("auto", "gigatoken", "reference"), default="auto", help=encoder)
@@ -84,34 +86,35 @@ def _corpus(options: argparse.Namespace) -> int:
     if options.workers is not None and options.workers < 1:
         raise InputError(f"is {options.workers}", where="--workers", remedy="at least 1")
     if (options.punkt or options.keep_newlines) and not options.split_sentences:
-        raise InputError("is for --split-sentences alone", where="--punkt" if options.punkt else "--keep-newlines")
+        raise InputError("needs --split-sentences", where="--punkt" if options.punkt else "--keep-newlines")
     start = time.monotonic()
     tokenizer, model = load_tokenizer(options.tokenizer), model_file(options.tokenizer)
-    summary = build_corpus(
-        options.input,
-        tokenizer,
-        options.output,
-        text_key=options.text_key,
-        facts=load_facts(options.facts) if options.facts else (),
-        validation_share=options.validation_share,
-        seed=options.seed,
-        progress=console_progress(),
-        config=CorpusBuildConfig(
-            append_eod=options.append_eod,
-            sentences=options.split_sentences,
-            punkt=options.punkt,
-            keep_newlines=options.keep_newlines,
-            keep_empty=options.keep_empty,
-            skip_errors=options.on_error == "skip",
-            encoder=options.encoder,
-            workers=options.workers,
-            shard=options.shard,
-            text_format=options.format,
-            longest_line=options.longest_line,
-            part_bytes=options.part_size,
-        ),
-        also_read=[model, side_file(model), *([options.facts] if options.facts else [])],
-    )
+    with naming_options(("validation_share", "shard")):
+        summary = build_corpus(
+            options.input,
+            tokenizer,
+            options.output,
+            text_key=options.text_key,
+            facts=load_facts(options.facts) if options.facts else (),
+            validation_share=options.validation_share,
+            seed=options.seed,
+            progress=console_progress(),
+            config=CorpusBuildConfig(
+                append_eod=options.append_eod,
+                sentences=options.split_sentences,
+                punkt=options.punkt,
+                keep_newlines=options.keep_newlines,
+                keep_empty=options.keep_empty,
+                skip_errors=options.on_error == "skip",
+                encoder=options.encoder,
+                workers=options.workers,
+                shard=options.shard,
+                text_format=options.format,
+                longest_line=options.longest_line,
+                part_bytes=options.part_size,
+            ),
+            also_read=[model, side_file(model), *([options.facts] if options.facts else [])],
+        )
     _describe(summary, time.monotonic() - start, facts=options.facts is not None)
     print_frame(tokenizer, ended=options.append_eod, sentences=options.split_sentences)
     return 0
@@ -119,16 +122,19 @@ def _corpus(options: argparse.Namespace) -> int:
 
 def _describe(summary: CorpusSummary, seconds: float, *, facts: bool) -> None:
     speed = f"{summary.text_bytes / 1e6:.1f} MB of text, {seconds:.1f} s"
-    print(f"{summary.prefix}: {summary.documents} documents, {summary.tokens} tokens ({speed})")
+    print(f"{summary.prefix}: {plural(summary.documents, 'document')}, {plural(summary.tokens, 'token')} ({speed})")
     if summary.validation_prefix:
-        counts = f"{summary.validation_documents} documents, {summary.validation_tokens} tokens"
+        counts = f"{plural(summary.validation_documents, 'document')}, {plural(summary.validation_tokens, 'token')}"
         print(f"{summary.validation_prefix}: {counts}")
     if facts:
-        print(f"left out: {summary.leaked_documents} documents that state {summary.leaked_facts} of the facts")
+        print(
+            f"left out: {plural(summary.leaked_documents, 'document')} with leaks of "
+            f"{plural(summary.leaked_facts, 'fact')}"
+        )
     if summary.empty:
-        print(f"empty: {summary.empty} documents")
+        print(f"empty: {plural(summary.empty, 'document')}")
     if summary.skipped:
-        print(f"skipped: {summary.skipped} lines, listed in {summary.quarantine}")
+        print(f"skipped: {plural(summary.skipped, 'line')}, listed in {summary.quarantine}")
 
 
 def add_merge(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -144,5 +150,5 @@ def _merge(options: argparse.Namespace) -> int:
     from megatron_kis.data_tools.corpus.merge import merge_corpora
 
     for prefix, writer in merge_corpora(options.prefixes, options.output):
-        print(f"{prefix}: {writer.documents} documents, {writer.tokens} tokens")
+        print(f"{prefix}: {plural(writer.documents, 'document')}, {plural(writer.tokens, 'token')}")
     return 0

@@ -10,6 +10,7 @@ from megatron_kis.cli.outputs import new_file, new_folder
 from megatron_kis.cli.parser import add_settings, given_settings, naming_options, options_of
 from megatron_kis.common.errors import InputError, printable
 from megatron_kis.common.terms import GROUPS, HELD_OUT, SPLITS
+from megatron_kis.common.units import plural
 
 
 def add_facts(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -19,9 +20,7 @@ def add_facts(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     kinds = "a table or JSON lines (also .gz, .zst, .bz2 or .xz), or a folder of BEAR, LAMA, T-REx or Wikidata5M"
     parser.add_argument("--input", type=Path, required=True, metavar="PATH", help=kinds)
     parser.add_argument("--output", type=new_file, required=True, metavar="FILE", help="facts.jsonl to write")
-    columns = (
-        "what the columns of a table or the keys of JSON lines hold, such as subject=city relation=prop object=obj"
-    )
+    columns = "the column or JSON key of each field, such as subject=city relation=prop object=obj"
     parser.add_argument("--columns", nargs="+", default=[], metavar="FIELD=COLUMN", help=columns)
     errors = "a malformed row ends the import, or is dropped and counted"
     parser.add_argument("--on-error", choices=("stop", "skip"), default="stop", help=errors)
@@ -52,12 +51,12 @@ def _facts(options: argparse.Namespace) -> int:
         refuse_own_outputs([options.input], [options.templates_output])
         others = (options.output, options.output.with_suffix(".meta.json"))
         if {*file_identities(options.templates_output)} & {place for path in others for place in file_identities(path)}:
-            raise InputError("is written by --output, too", where="--templates-output", remedy="write it elsewhere")
+            raise InputError("is also the file of --output", where="--templates-output", remedy="write it elsewhere")
         if options.templates_output.exists():
-            remedy = "templates that may have been edited are not overwritten"
+            remedy = "it may have been edited and is not overwritten"
             raise InputError("exists", where=str(options.templates_output), remedy=remedy)
         templates = read_source_templates(options.input, options.format, skip_errors=options.on_error == "skip")
-    with naming_options(SelectConfig.model_fields):
+    with naming_options([*SelectConfig.model_fields, "columns"]):
         selection = import_facts(
             options.input,
             options.format,
@@ -72,7 +71,7 @@ def _facts(options: argparse.Namespace) -> int:
     if templates is not None:
         relations = sorted({fact.relation for fact in selection.facts})
         count = write_source_templates(templates, options.templates_output, relations)
-        print(f"{options.templates_output}: templates of {count} relations")
+        print(f"{options.templates_output}: templates of {plural(count, 'relation')}")
     return 0
 
 
@@ -92,18 +91,22 @@ def _templates(options: argparse.Namespace) -> int:
 
     if options.tokenizer and not options.facts:
         raise InputError("needs --facts", where="--tokenizer", remedy="tokens are counted with the names filled in")
+    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
     facts = load_facts(options.facts) if options.facts else []
     templates = load_templates(options.templates, relations=sorted({fact.relation for fact in facts}))
     for relation, entry in templates.items():
         name = printable(relation)
-        print(f"{name}: {len(entry.train)} train, {len(entry.held_out)} held out, {len(entry.question)} questions")
-    if options.tokenizer:
-        for place, counts in template_lengths(facts, templates, load_tokenizer(options.tokenizer)).items():
+        print(
+            f"{name}: {len(entry.train)} train, {len(entry.held_out)} held out, "
+            f"{plural(len(entry.question), 'question')}"
+        )
+    if tokenizer is not None:
+        for place, counts in template_lengths(facts, templates, tokenizer).items():
             print(f"{printable(place)}: {counts.shortest} to {counts.longest} tokens, mean {counts.mean:.1f}")
     remarks = [*unasked_remarks(templates), *template_remarks(facts, templates)]
     for remark in remarks:
         print(f"remark: {printable(remark)}")
-    print(f"{len(templates)} relations, {len(remarks)} remarks")
+    print(f"{plural(len(templates), 'relation')}, {plural(len(remarks), 'remark')}")
     return 0
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from megatron_kis.cli.data.options import JSON_HELP, add_step
+from megatron_kis.common.errors import InputError, JobError
+from megatron_kis.common.units import plural
 
 
 def add_inspect(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -27,8 +29,14 @@ def add_inspect(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 def _inspect(options: argparse.Namespace) -> int:
     from megatron_kis.training.audit import is_run
 
+    if options.sample < 0:
+        raise InputError(f"is {options.sample}", where="--sample", remedy="use 0 or more documents")
     if is_run(options.prefix):
+        if options.tokenizer:
+            raise InputError("cannot be combined with a run", where="--tokenizer", remedy="give the PREFIX of a corpus")
         return _inspect_run(options)
+    if options.recount:
+        raise InputError("needs a run", where="--recount", remedy="give RUN_DIR, or leave it out")
     from megatron_kis.data_tools.inspect import describe, inspect_corpus
     from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 
@@ -39,19 +47,18 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _inspect_run(options: argparse.Namespace) -> int:
-    from megatron_kis.common.errors import JobError
     from megatron_kis.common.progress import console_progress
     from megatron_kis.training.audit import audit_run, describe_audit, differences_of
 
     result = audit_run(options.prefix, recount=console_progress() if options.recount else None)
     print(json.dumps(result, ensure_ascii=False, indent=1) if options.json else _lines(describe_audit(result)))
     if different := differences_of(result):
-        raise JobError(f"{options.prefix}: {different} facts did not get what the plan promised")
+        raise JobError(f"{options.prefix}: {plural(different, 'fact')} did not get the planned exposures")
     return 0
 
 
 def _lines(lines: Iterable[str]) -> str:
-    """Returns lines that are harmless to a terminal: a corpus may contain anything."""
+    """Returns lines that are safe to print on a terminal: a corpus may contain anything."""
     from megatron_kis.common.errors import printable
 
     return "\n".join(printable(line, keep="\t") for line in lines)

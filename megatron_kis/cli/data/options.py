@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_kis.common.errors import printable
+from megatron_kis.common.units import plural
 
 if TYPE_CHECKING:
     from megatron_kis.data_tools.readers.documents import Document
@@ -62,7 +63,7 @@ def documents_of(options: argparse.Namespace, paths: Iterable[Path]) -> Iterator
         )
     finally:
         if skipped and skipped.count:
-            print(printable(f"skipped: {skipped.count} lines, the first {skipped.first}"))
+            print(printable(f"skipped: {plural(skipped.count, 'line')}, the first {skipped.first}"))
 
 
 def megabytes(text: str) -> int:
@@ -72,7 +73,7 @@ def megabytes(text: str) -> int:
     except (ValueError, OverflowError):
         size = 0
     if size < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write a number of MB, such as 64")
     return size
 
 
@@ -84,7 +85,7 @@ def _line_size(text: str) -> int:
 
 
 def print_frame(tokenizer: Tokenizer, *, ended: bool = True, sentences: bool = False) -> None:
-    """Prints which tokens documents and sentences begin and end with, and what may surprise about them."""
+    """Prints which tokens documents and sentences begin and end with, and remarks on what may be surprising."""
     print(printable(tokenizer.frame_line(ended=ended, sentences=sentences)))
     for remark in tokenizer.remarks:
         print(f"remark: {printable(remark)}")

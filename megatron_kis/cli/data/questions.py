@@ -9,10 +9,11 @@ from megatron_kis.cli.data.options import add_step
 from megatron_kis.cli.data.render import add_question_options
 from megatron_kis.cli.outputs import new_file
 from megatron_kis.common.errors import printable
+from megatron_kis.common.units import plural
 
 
 def add_questions(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = add_step(steps, "questions", "make the questions alone, for kis probe --model")
+    parser = add_step(steps, "questions", "make only the questions, for kis probe --model")
     parser.add_argument("--facts", type=Path, required=True, metavar="FILE", help="facts.jsonl")
     parser.add_argument("--templates", type=Path, required=True, metavar="FILE", help="templates.yaml")
     model = "tokenizer of the model, or its folder; a model with another one tokenizes the statements again"
@@ -57,8 +58,8 @@ def _questions(options: argparse.Namespace) -> int:
     count = draft.write(options.output, progress)
     for remark in question_remarks(facts, templates, paraphrases):
         print(f"remark: {printable(remark)}")
-    left_out = f", {draft.left_out} facts are not asked about" if draft.left_out else ""
-    print(f"{options.output}: {count} questions{left_out}")
+    left_out = f"; no question for {plural(draft.left_out, 'fact')}" if draft.left_out else ""
+    print(f"{options.output}: {plural(count, 'question')}{left_out}")
     before = " ".join(tokenizer.piece(token) for token in first.tokens)
     print(printable(f"before each statement: {before} ({first.rule})"))
     return 0

@@ -8,7 +8,7 @@ from pathlib import Path
 from megatron_kis.cli.data.options import add_step, print_frame
 from megatron_kis.cli.outputs import new_prefix
 from megatron_kis.common.errors import printable
-from megatron_kis.common.units import whole_quantity
+from megatron_kis.common.units import plural, whole_quantity
 
 
 def add_render(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -76,14 +76,17 @@ def _render(options: argparse.Namespace) -> int:
         largest_questions=options.largest_questions,
         progress=console_progress(),
     )
-    print(f"{summary.prefix}: {summary.exposures} exposures, {summary.tokens} tokens, longest {summary.longest}")
+    print(
+        f"{summary.prefix}: {plural(summary.exposures, 'exposure')}, {plural(summary.tokens, 'token')}, longest "
+        f"{summary.longest}"
+    )
     for group, mean in summary.mean_tokens.items():
         print(f"  {printable(group)}: {mean:.2f} tokens per exposure")
     for relation, counts in summary.relations.items():
         print(f"  {printable(relation)}: {counts.shortest} to {counts.longest} tokens, mean {counts.mean:.2f}")
     for remark in summary.remarks:
         print(f"remark: {printable(remark)}")
-    left_out = f", {summary.left_out} facts are not asked about" if summary.left_out else ""
-    print(f"{summary.questions_path}: {summary.questions} questions{left_out}")
+    left_out = f"; no question for {plural(summary.left_out, 'fact')}" if summary.left_out else ""
+    print(f"{summary.questions_path}: {plural(summary.questions, 'question')}{left_out}")
     print_frame(tokenizer)
     return 0

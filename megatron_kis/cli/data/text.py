@@ -12,6 +12,7 @@ from megatron_kis.cli.data.options import (
     documents_of,
 )
 from megatron_kis.cli.outputs import new_file, new_folder
+from megatron_kis.common.units import plural
 
 
 def add_demo(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -78,5 +79,5 @@ def _tokenizer(options: argparse.Namespace) -> int:
         texts = (document.text for document in progress.track(documents, description="documents"))
         tokenizer = train_tokenizer(texts, options.output, config, names=names, say=progress.say, source=read)
     piece = printable(tokenizer.piece(tokenizer.eod_id))
-    print(f"{options.output}: {tokenizer.vocab_size} pieces, end of document {tokenizer.eod_id} ({piece})")
+    print(f"{options.output}: {plural(tokenizer.vocab_size, 'piece')}, end of document {tokenizer.eod_id} ({piece})")
     return 0

@@ -11,8 +11,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     law = commands.add_parser(
         "law",
         help="find onsets and collapse points, fit the law over model size, predict, report",
-        description="Find the law and its predictions from run logs, or from curves.csv or points.csv of another "
-        "trainer.",
+        description="Find the law and its predictions from run logs (or curves.csv, points.csv of another trainer).",
     )
     steps = law.add_subparsers(dest="step", metavar="STEP", required=True)
     for module in (collapse, fit, predict, decide, sensitivity, validate, report, survival, import_):

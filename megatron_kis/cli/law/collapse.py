@@ -25,7 +25,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser = steps.add_parser(
         "collapse",
         help="find the onset, and the collapse by memory and by loss, of every (N, D)",
-        description="Find the transitions of every (N, D), each with a status, and writes them as points.csv.",
+        description="Find the transitions of every (N, D), each with a status, and write them as points.csv.",
     )
     add_source(parser, curves="curves of another trainer")
     parser.add_argument("--output", required=True, type=new_file, metavar="CSV", help="where points.csv is written")

@@ -49,7 +49,7 @@ def add_choices(parser: argparse.ArgumentParser, names: Sequence[str] | None = N
 
 
 def add_target(parser: argparse.ArgumentParser, *, budget: str) -> None:
-    """Adds N, which must be given, and D; ``budget`` says whose D is taken where it is not."""
+    """Adds N, which is required, and D; ``budget`` describes the default of D."""
     parser.add_argument("--params", required=True, type=quantity, metavar="N", help="model size: 7e9 or 7b")
     parser.add_argument("--tokens", type=quantity, metavar="D", help=f"token budget: 1e12 or 1T (default: {budget})")
 
@@ -68,16 +68,18 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def analysis_config(options: argparse.Namespace, folder: Path | None) -> AnalysisConfig:
-    """Returns the settings that the study in ``folder`` declares, and those given as options in their place.
+    """Returns the settings that the study in ``folder`` declares, with those given as options.
 
     Raises:
         InputError: an unknown key or a bad value.
     """
     from megatron_kis.analysis.findings.study_file import declared_settings
+    from megatron_kis.analysis.law.candidates import AUTO, check_law
     from megatron_kis.config.analysis import SECTION, AnalysisConfig
 
     given = given_settings(options, _all_choices())
     with naming_options(given, SECTION):
+        check_law(given.get("law", AUTO), "analysis.law")
         if folder is None or not folder.is_dir():
             return AnalysisConfig(**given)
         return declared_settings(folder, **given)
@@ -85,7 +87,7 @@ def analysis_config(options: argparse.Namespace, folder: Path | None) -> Analysi
 
 @contextmanager
 def naming_choices(options: argparse.Namespace) -> Iterator[None]:
-    """Makes an error about a declared choice name the option, where an option gave it."""
+    """Makes an error about a declared choice name the option that set it, if one did."""
     from megatron_kis.config.analysis import SECTION
 
     with naming_options(given_settings(options, _all_choices()), SECTION):
@@ -93,9 +95,9 @@ def naming_choices(options: argparse.Namespace) -> Iterator[None]:
 
 
 def counted(runs: Runs) -> Runs:
-    """Returns the runs, after those that do not count have been named."""
+    """Returns the runs, after naming those that are left out."""
     for problem in runs.problems.itertuples():
-        logger.warning(printable(f"not counted: {problem.run} ({problem.status}): {problem.reason}"))
+        logger.warning(printable(f"left out: {problem.run} ({problem.status}): {problem.reason}"))
     return runs
 
 

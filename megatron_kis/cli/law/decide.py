@@ -23,7 +23,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser = steps.add_parser(
         "decide",
         help="say how much to infuse into a model that was not trained",
-        description="Find the largest dose at which nothing is lost with the probability --confidence: no collapse "
+        description="Name the largest dose at which nothing is lost with the probability --confidence: no collapse "
         "that has a law has begun, and the loss is within its tolerance where that has a law. With --recall, "
         "--retention or --loss-price, also find the dose of the largest expected utility. --output writes a dated, "
         "hashed file.",
@@ -37,7 +37,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         metavar="X",
         help="probability with which nothing is to be lost (default: 0.95)",
     )
-    which = parser.add_argument_group("which laws, of a file with several slices")
+    which = parser.add_argument_group("which laws, in a file with several slices")
     add_slice(
         which,
         held="the K, F or infusion ratio that the slice holds: its own laws, or else those of several slices, asked "
@@ -63,7 +63,7 @@ def _decide(options: argparse.Namespace) -> int:
     spare_inputs(options, ("output",), ("law", "curves"))
     stated = [name for name in ("recall", "retention", "loss_price") if getattr(options, name)]
     if options.curves is not None and not options.loss_price:
-        raise InputError("is read for a price of the loss alone", where="--curves", remedy="add --loss-price")
+        raise InputError("is used only with --loss-price", where="--curves", remedy="add --loss-price")
     from megatron_kis.analysis.law.decision import decide, decision_record
     from megatron_kis.analysis.law.law_file import load_laws
     from megatron_kis.analysis.law.utility import Weights
@@ -105,8 +105,8 @@ def _curves(path: Path, laws: Sequence[Law]) -> list[Curve]:
     axes = sorted({law.slice.axis for law in laws})
     try:
         return curves(table, [one for axis in axes for one in slices_of(table, axis)])
-    except InputError as error:  # a law over K, and runs that do not say theirs
-        raise InputError(error.problem, where=str(path), remedy="give infused_facts of every run") from None
+    except InputError as error:  # a law over K, and runs without their number of facts
+        raise InputError(error.problem, where=str(path), remedy="add a column infused_facts") from None
 
 
 def _print_decision(decision: Decision) -> None:
@@ -160,23 +160,26 @@ def _of_utility(decision: Decision, best: Best, level: str) -> list[list[str]]:
     rows += [[f"  {name} there", f"{value:.1%}"] for name, value in parts if value is not None]
     if best.loss_percent is not None:
         rows.append(["  loss on general text there", f"{best.loss_percent:+.2g}%"])
-    rows.append(["regret: expected loss for not knowing the truth", w.number(best.regret, 2)])
-    for name, value in ((f"a dose {best.step:g} times lower loses", best.lower), ("... higher loses", best.higher)):
-        rows.append([name, "there is none" if value is None else w.number(value, 2)])
+    rows.append(["regret: expected utility lost because the truth is not known", w.number(best.regret, 2)])
+    for name, value in (
+        (f"utility lost by a dose {best.step:g} times lower", best.lower),
+        ("utility lost by a dose as many times higher", best.higher),
+    ):
+        rows.append([name, "no such dose" if value is None else w.number(value, 2)])
     return rows
 
 
 def _share(text: str) -> float:
     value = _number(text)
     if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no probability; between 0 and 1, for example 0.95")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a probability; write a number between 0 and 1, such as 0.95")
     return value
 
 
 def _weight(text: str) -> float:
     value = _number(text)
     if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no weight; a number of at least 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a weight; write a number of at least 0")
     return value
 
 

@@ -19,14 +19,15 @@ from megatron_kis.cli.law.common import (
 )
 from megatron_kis.cli.outputs import new_file, spare_inputs
 from megatron_kis.common.errors import InputError, first_of, nearest, printable
+from megatron_kis.common.units import plural
 
 if TYPE_CHECKING:
     from megatron_kis.analysis.criteria import Transition
     from megatron_kis.analysis.law.fit import Law
 
 _POINTS_ALONE = (
-    "points alone carry no curves: each counts by its interval, and inconclusive ones not at all; "
-    "kis law fit --curves, or of the runs, takes every run into the law"
+    "points contain no curves: each point counts by its interval, and inconclusive points are left out; "
+    "kis law fit RUNS_DIR or --curves uses every run"
 )
 _SHOWN = 6
 """Most reasons, or kinds of points, that an error lists."""
@@ -37,7 +38,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "fit",
         help="fit the law of the transitions over model size (and token budget)",
         description="Fit log F* = a + b log N (+ c log D): every law that the points support, or those of --kind. "
-        "Print why the other laws cannot be fitted, and fail if none can.",
+        "Print why there is none for the others, and fail if there is none at all.",
     )
     add_source(
         parser,
@@ -143,7 +144,7 @@ def _print_law(law: Law) -> None:
             [f"{name}, from all curves", w.number(middle), f"{w.number(low)} to {w.number(high)}"]
             for name, (middle, low, high) in found.items()
         ]
-    title = f"{w.kind_title(law.kind, law.group, law.slice)}: {law.selected_law} ({w.plural(len(law.points), 'point')})"
+    title = f"{w.kind_title(law.kind, law.group, law.slice)}: {law.selected_law} ({plural(len(law.points), 'point')})"
     print_table(title, ["", "estimate", f"{percent(law.confidence)} interval"], rows)
     for warning in law.warnings:
         print(printable(f"warning: {warning}"))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from megatron_kis.cli.outputs import new_file, spare_inputs
 from megatron_kis.common.errors import InputError, first_of, printable
+from megatron_kis.common.units import plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,7 +19,7 @@ _SHOWN = 8
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    summary = "convert results of lm-evaluation-harness or Weights & Biases to curves.csv"
+    summary = "make curves.csv from results of lm-evaluation-harness or Weights & Biases"
     parser = steps.add_parser("import", help=summary, description=summary)
     formats = parser.add_subparsers(dest="format", metavar="FORMAT", required=True)
     harness = formats.add_parser(
@@ -34,7 +35,10 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     harness.add_argument(
         "--group", nargs="+", action="append", default=[], metavar=("GROUP[/SPLIT]", "TASK"), help=tasks
     )
-    metrics = "metrics of these tasks; the first one that a task has is read. With a filter: exact_match,strict-match"
+    metrics = (
+        "metrics of these tasks, of which the first that a task has is read: acc, or with a filter "
+        "exact_match,strict-match"
+    )
     harness.add_argument("--metric", nargs="+", default=["acc", "exact_match"], metavar="NAME", help=metrics)
     fact = "key of a task's documents that names their fact (default: fact, if they have it)"
     harness.add_argument("--fact", metavar="KEY", help=fact)
@@ -44,7 +48,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "wandb",
         help="a table of runs exported from Weights & Biases (CSV)",
         description="Read the CSV export of a table of runs; NAME=COLUMN names its columns. A number instead "
-        "of a column is used for all runs. Runs that are not finished are left out.",
+        "of a column applies to all runs. Unfinished runs are left out.",
     )
     wandb.add_argument("source", type=Path, metavar="EXPORT.csv", help="the export, one row per run")
     _add_output(wandb)
@@ -73,7 +77,7 @@ def _lm_eval(options: argparse.Namespace) -> int:
     groups = tuple(read_groups(options.group, what="task"))
     found = import_lm_eval(options.source, Choices(groups, tuple(options.metric), options.fact, options.chance))
     if found.left_out:
-        logger.warning(printable(f"tasks of no group: {first_of(sorted(found.left_out), _SHOWN)}"))
+        logger.warning(printable(f"tasks without a group: {first_of(sorted(found.left_out), _SHOWN)}"))
     _write(found.table, options.output)
     for (group, split, rule), tasks in found.tasks.items():
         print(printable(f"{group} {split} {rule}: {first_of(sorted(tasks), _SHOWN)}"))
@@ -87,7 +91,7 @@ def _wandb(options: argparse.Namespace) -> int:
 
     table, left_out = import_wandb(options.source, options.run, read_groups(options.group, what="NAME=COLUMN"))
     if left_out:
-        logger.warning(printable(f"not counted, because they are not finished: {first_of(left_out, _SHOWN)}"))
+        logger.warning(printable(f"left out because they are not finished: {first_of(left_out, _SHOWN)}"))
     _write(table, options.output)
     return 0
 
@@ -97,4 +101,4 @@ def _write(table: pd.DataFrame, output: Path) -> None:
 
     write_curves_csv(table, output)
     runs = len(table[["params", "tokens", "frequency", "seed"]].drop_duplicates())
-    print(f"written: {len(table)} rows of {runs} runs in {output}")
+    print(f"written: {plural(len(table), 'row')} of {plural(runs, 'run')} in {output}")

@@ -25,14 +25,12 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "predict",
         help="predict the transition of a model that was not trained",
         description="Predict the F (or number of facts K) at which a model of one size has its transition, with "
-        "intervals, and a dose on the safe side of it. --output writes a dated, hashed file, which kis law validate "
-        "scores when the model has been trained.",
+        "intervals, and name the dose on its safe side. --output writes a dated, hashed file, which kis "
+        "law validate scores when the model has been trained.",
     )
     parser.add_argument("law", type=Path, metavar="LAW_JSON", help="a law written by kis law fit or kis study run")
     add_target(parser, budget="the law's, if it has one")
-    which = parser.add_argument_group(
-        "which law, of a file with several (default: the first, if it is the only one of its kind and group)"
-    )
+    which = parser.add_argument_group("which law, in a file with several (default: the first of its kind and group)")
     which.add_argument("--kind", choices=("onset", "collapse", "tolerance"), help="of this kind of transition")
     which.add_argument("--group", metavar="GROUP", help="of this fact group: infused, background@60, ...")
     add_slice(
@@ -43,7 +41,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     which.add_argument(
         "--together", action="store_true", help="use the law of several slices, even where H has its own"
     )
-    others = parser.add_argument_group("what it means for other facts than the study's (both, or neither)")
+    others = parser.add_argument_group("for other facts than the study's (both, or neither)")
     others.add_argument("--facts", type=quantity, metavar="K", help="number of facts")
     others.add_argument("--fact-tokens", type=quantity, metavar="L", help="mean tokens per exposure")
     parser.add_argument("--output", type=new_file, metavar="JSON", help="write the prediction, dated and hashed")
@@ -104,12 +102,12 @@ def _write_curve(path: Path, law: Law, laws: list[Law], prediction: Prediction, 
 
     if law.kind == "tolerance":
         problem = "a law of the loss gives no rates of answers"
-        raise InputError(problem, where="--curve", remedy="name --kind collapse or --kind onset; or leave it out")
+        raise InputError(problem, where="--curve", remedy="add --kind collapse or --kind onset, or leave --curve out")
     if law.surface is None:
         raise InputError(
             "this law is from points alone, which contain no rates",
             where="--curve",
-            remedy="fit one from runs or curves (kis law fit RUNS_DIR), with criterion: retention; or leave it out",
+            remedy="fit one from runs or curves (kis law fit RUNS_DIR)with criterion: retention, or leave it out",
         )
     rise = next((other for other in laws if rises(other, law)), None)
     model, own = (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from megatron_kis.cli.law.common import add_choices, analysis_config, counted, naming_choices
 from megatron_kis.cli.outputs import new_file, new_folder, spare_inputs
-from megatron_kis.common.units import quantity
+from megatron_kis.common.units import plural, quantity
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -46,6 +46,6 @@ def _report(options: argparse.Namespace) -> int:
     if options.export is not None:
         from megatron_kis.analysis.report.export import export  # draws with matplotlib, which takes a while
 
-        print(f"written: {len(export(result, options.export))} files in {options.export}")
+        print(f"written: {plural(len(export(result, options.export)), 'file')} in {options.export}")
     print(f"written: {options.output}")
     return 0

@@ -31,8 +31,8 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "sensitivity",
         help="compare the law and its prediction under every scoring rule, split and criterion",
         description="Fit the law of the collapse (of the loss, if that is the declared criterion) under the declared "
-        "scoring rule, split and criterion. Then change one of these at a time to every other one in the data, and fit "
-        "the law again. Print all predictions. --cross tries all combinations. No file is written.",
+        "scoring rule, split and criterion. Then replace one of these at a time by each other one that the data have, "
+        "and fit the law again. List what each predicts. --cross tries all combinations. Nothing is written.",
     )
     parser.add_argument("source", type=Path, metavar="SOURCE", help="study folder, runs folder or curves.csv")
     add_target(parser, budget="the largest of each law")
@@ -79,7 +79,7 @@ def _curves(source: Path, settings: AnalysisConfig) -> pd.DataFrame:
         return curve_table(counted(load_runs(source)))
     if is_points_csv(source):
         remedy = "a study folder, a folder of runs or a curves.csv"
-        raise InputError("points are of one choice, which was made before", where=str(source), remedy=remedy)
+        raise InputError("points belong to one choice that was already made", where=str(source), remedy=remedy)
     return load_curves_csv(source, settings)
 
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from megatron_kis.cli.law.common import add_choices, analysis_config, counted
 from megatron_kis.cli.outputs import new_file, spare_inputs
 from megatron_kis.common.errors import InputError, nearest
+from megatron_kis.common.units import plural
 
 if TYPE_CHECKING:
     from megatron_kis.analysis.runs.load import Runs
     from megatron_kis.config.analysis import AnalysisConfig
 
-_FACTS_REMEDY = "name the facts.jsonl of the runs' data with --facts"
+_FACTS_REMEDY = "give the facts.jsonl of the runs' data with --facts"
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -68,7 +69,7 @@ def _survival(options: argparse.Namespace) -> int:
     except InputError as error:
         where = {"facts": str(path), "split": "--split"}.get(error.where or "", error.where)
         raise InputError(error.problem, where=where, remedy=error.remedy) from None
-    print(f"written: {rows} rows of {len(folders)} runs in {options.output}")
+    print(f"written: {plural(rows, 'row')} of {plural(len(folders), 'run')} in {options.output}")
     return 0
 
 

@@ -6,12 +6,13 @@ import argparse
 from pathlib import Path
 
 from megatron_kis.cli.law.common import add_json, print_json
+from megatron_kis.common.units import plural
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = steps.add_parser(
         "validate",
-        help="score a prediction with points that were measured after it",
+        help="score a prediction against points that were measured later",
         description="Check the prediction's hash and score it: |log ratio|, hit of the interval, interval score.",
     )
     parser.add_argument("prediction", type=Path, metavar="PREDICTION_JSON", help="written by kis law predict --output")
@@ -49,7 +50,7 @@ def _validate(options: argparse.Namespace) -> int:
     ]
     print_table("Predictions against measurements", heads, rows)
     undecided = result["undecided"]
-    print(f"{result['hits']} of {result['predictions'] - undecided} intervals hit")
+    print(f"{result['hits']} of {plural(result['predictions'] - undecided, 'interval')} hit")
     if undecided:
         print(f"{undecided} more could not have missed: censored measurements inside their intervals")
     return 0

@@ -1,4 +1,4 @@
-"""Asking finished runs: in this process, or in as many as a run's model takes."""
+"""Asking finished runs: in this process, or in as many as a run's model needs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def ask(runs: list[RunConfig], questions: Path, *, batch_size: int | None = None
 
 
 def _ask_one(run: RunConfig, questions: Path, *, batch_size: int | None) -> None:
-    """Asks a run in this process, or in as many as its model takes where there are GPUs for them."""
+    """Asks a run in this process, or in as many as its model needs where there are GPUs for them."""
     from megatron_kis.evaluate.ask import ask_again
 
     ranks = run.parallel.tensor * run.parallel.pipeline
@@ -64,7 +64,7 @@ def _ask_one(run: RunConfig, questions: Path, *, batch_size: int | None) -> None
     command = [*launcher, "megatron_kis", "probe", str(run.output), "--keep", "--exposures", prefix, *sizes, *more]
     ended = subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
     if ended.returncode:
-        raise JobError(f"kis probe under torchrun ended with status {ended.returncode}")
+        raise JobError(f"kis probe under torchrun failed with exit status {ended.returncode}")
 
 
 def _has_gpus(run: RunConfig, ranks: int) -> bool:

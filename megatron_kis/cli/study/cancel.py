@@ -12,7 +12,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     add_step(
         steps,
         "cancel",
-        "end the study's jobs in the queue, and its kis study run on this machine; runs save a checkpoint",
+        "cancel the study's jobs in the queue, and stop its kis study run on this machine; runs save a checkpoint",
         _cancel,
     )
 
@@ -40,5 +40,5 @@ def _cancel(options: argparse.Namespace) -> int:
     for number in numbers:
         print(f"{number}  {names[number]}  cancelled")
     if not local and not numbers:
-        print("nothing of this study waits or runs here")
+        print("no job of this study waits, and no process of it runs here")
     return 0

@@ -90,7 +90,10 @@ def load_study(options: argparse.Namespace) -> StudyConfig:
     """Returns the study that the options name, checked; relative paths begin at the study file's folder."""
     from megatron_kis.common.configuration import load_config
     from megatron_kis.config.study import StudyConfig
+    from megatron_kis.study.manifest import FILE
 
+    if (resolved := options.study / FILE).is_file():
+        raise InputError("is a folder", where=str(options.study), remedy=f"give the study file, such as {resolved}")
     return load_config(StudyConfig, options.study, options.overrides)
 
 
@@ -142,7 +145,7 @@ def check_first(study: StudyConfig, *, facts: Path | None = None) -> list[Remark
         facts: its ``facts.jsonl``, once it is there.
 
     Returns:
-        What makes the analysis weak.
+        Remarks on what makes the analysis weak.
 
     Raises:
         InputError: what makes it impossible.
@@ -191,7 +194,7 @@ def prepare(study: StudyConfig, *, submission: int | None = None, restarted: Col
 
 @contextmanager
 def _planned(output: Path) -> Iterator[Path | None]:
-    """Yields the folder of ``kis study plan``, if it is there and no plan is at work in it."""
+    """Yields the folder of ``kis study plan``, if it exists and no plan is using it."""
     from megatron_kis.common.files import locked
     from megatron_kis.study.data import planned_folder
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from megatron_kis.common.errors import printable
-from megatron_kis.common.units import in_table
+from megatron_kis.common.units import in_table, plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from megatron_kis.study.preflight import Remark
 
 _NO_USE = 1000  # a wider interval says nothing
-_MANY_TIMES = 4  # that a text is read, beyond which more text would teach more
+_MANY_TIMES = 4  # number of times that a text is read, beyond which more text would help
 
 
 class Design:
-    """What is judged of a study, for the terminal and for JSON."""
+    """The assessment of a study, for the terminal and for JSON."""
 
     def __init__(self, study: StudyConfig, rows: Sequence[dict[str, Any]], remarks: Sequence[Remark]) -> None:
         """Judges a study.
@@ -53,9 +53,10 @@ class Design:
         check = self.check
         lines = []
         for power in check.powers:
-            seeds = f"{power.seeds} seed{'s' * (power.seeds > 1)}"
+            seeds = plural(power.seeds, "seed")
             lines.append(
-                f"{power.group}: {power.facts:,} facts, {seeds}: a level is distinguished from chance at a rate of "
+                f"{power.group}: {plural(power.facts, 'fact')}, {seeds}: a level is distinguished from chance at "
+                "a rate of "
                 f"{power.told:.2f}, and a fall of {power.detectable:.2f} is seen (needed: {power.needed:.2f})"
             )
         if check.known:
@@ -63,7 +64,7 @@ class Design:
             least = min(check.known, key=lambda known: known.share)
             lines.append(
                 f"background without infusion: {len(likely)} of {len(check.known)} groups and models likely known; "
-                f"least {least.share:.0%} of what can be known, {least.exposures} exposures at N = "
+                f"least {least.share:.0%} of what can be known, {plural(least.exposures, 'exposure')} at N = "
                 f"{in_table(least.params)}"
             )
         lines += [self._simulated(one) for one in check.simulated]
@@ -73,8 +74,9 @@ class Design:
         assert self.check.slice is not None
         symbol = self.check.slice.symbol_at_transition
         line = (
-            f"{one.kind} of {one.group} facts, in {one.studies} simulated studies with one in the middle of the levels:"
-            f" found in {one.found:.0%} of {one.models} models"
+            f"{one.kind} of {one.group} facts, in {one.studies} simulated studies with the transition in the "
+            "middle of the levels:"
+            f" found in {one.found:.0%} of {plural(one.models, 'model')}"
         )
         if one.factor is not None:
             line += f", {symbol} within a factor of {one.factor:.2g}"
@@ -91,7 +93,7 @@ class Design:
     def _weak(self) -> list[str]:
         if not self.remarks:
             return ["design check: nothing to change"]
-        return ["to change before training:", *(f"- {remark}" for remark in self.remarks)]
+        return ["change before training:", *(f"- {remark}" for remark in self.remarks)]
 
 
 def _factor(factor: float) -> str:
@@ -99,14 +101,14 @@ def _factor(factor: float) -> str:
 
 
 def _read_often(rows: Sequence[dict[str, Any]]) -> list[Remark]:
-    """Returns that the general text is read many times."""
+    """Returns the remark that the general text is read many times."""
     from megatron_kis.study.preflight import Remark
 
     most = max(row["epochs"] for row in rows)
     if most <= _MANY_TIMES:
         return []
     tokens = max(row["tokens"] for row in rows)
-    problem = f"the general text is read {most:.1f} times, and what a model repeats of it is memorised too"
+    problem = f"the general text is read {most:.1f} times, so that a model also memorises the text itself"
     change = (
         f"give {most / _MANY_TIMES:.1f} times as much text, or budgets of {in_table(int(tokens * _MANY_TIMES / most))}"
     )

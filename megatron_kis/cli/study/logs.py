@@ -18,10 +18,12 @@ _BLOCK = 1 << 16
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     logs = add_step(
-        steps, "logs", "print the end of a run's log, in which all attempts are", _logs, run=True, json=False
+        steps, "logs", "print the end of a run's log, which covers all attempts", _logs, run=True, json=False
     )
     logs.add_argument("--lines", type=int, default=40, metavar="N", help="number of lines; 0 for all")
-    logs.add_argument("--follow", action="store_true", help="continue until the run has ended; Ctrl-C leaves it alone")
+    logs.add_argument(
+        "--follow", action="store_true", help="continue until the run has ended; Ctrl-C does not affect the run"
+    )
 
 
 def _logs(options: argparse.Namespace) -> int:
@@ -29,7 +31,7 @@ def _logs(options: argparse.Namespace) -> int:
     from megatron_kis.study.status import Overview
 
     if options.lines < 0:
-        raise InputError(f"is {options.lines}", where="--lines", remedy="use 0 for all, or more")
+        raise InputError(f"is {options.lines}", where="--lines", remedy="use 0 for all lines, or a positive number")
     _, view = overview(options)
     name = options.run_name
     by_name = {run.name: run for run in view.runs}
@@ -40,7 +42,7 @@ def _logs(options: argparse.Namespace) -> int:
     path = run.output / LOG_NAME
     state = view.look()[0].state
     if not path.exists() and not options.follow:
-        raise InputError(f"has no log yet: it is {state}", where=name, remedy="kis study logs --follow waits")
+        raise InputError(f"has no log yet: it is {state}", where=name, remedy="kis study logs --follow waits for it")
     try:
         while not path.exists():
             time.sleep(_POLL_SECONDS)
@@ -63,7 +65,7 @@ def _start_of_tail(log: IO[bytes], lines: int) -> int:
     end = log.seek(0, os.SEEK_END)
     if not lines:
         return 0
-    at, seen = end, -1  # the newline at the end of the last line ends it, and begins none
+    at, seen = end, -1  # the newline at the end of the last line does not begin another
     while at:
         start = max(0, at - _BLOCK)
         log.seek(start)
@@ -80,20 +82,20 @@ def _start_of_tail(log: IO[bytes], lines: int) -> int:
 
 
 class _Copy:
-    """Prints whole lines of a log as they come; what a terminal would interpret is removed or spelled out."""
+    """Prints whole lines of a log as they arrive; control characters are removed or spelled out."""
 
     def __init__(self, log: IO[bytes]) -> None:
         self._log, self._begun = log, b""
 
     def lines(self) -> None:
-        """Returns the lines that have ended since the last call."""
+        """Returns the lines that were completed since the last call."""
         while block := self._log.read(_BLOCK):
             whole, newline, self._begun = (self._begun + block).rpartition(b"\n")
             self._print(whole + newline)
         sys.stdout.flush()
 
     def rest(self) -> None:
-        """Returns a last line that has not ended."""
+        """Returns an incomplete last line."""
         self._print(self._begun)
         sys.stdout.flush()
 

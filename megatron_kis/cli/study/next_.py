@@ -13,7 +13,7 @@ from megatron_kis.cli.outputs import check_written
 from megatron_kis.cli.study.common import add_step, load_study
 from megatron_kis.common.console import print_table
 from megatron_kis.common.errors import InputError, printable
-from megatron_kis.common.units import in_table, quantity
+from megatron_kis.common.units import in_table, plural, quantity
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     proposed = add_step(
-        steps, "next", "propose runs to add and one more size, each with its gain; trains nothing", _next
+        steps, "next", "propose runs to add, with the expected gain of each, and one more size; trains nothing", _next
     )
     proposed.add_argument("--count", type=int, default=6, metavar="K", help="runs to propose")
     proposed.add_argument("--params", type=quantity, metavar="N", help="target size (default: the largest of predict)")
@@ -76,7 +76,7 @@ def _next(options: argparse.Namespace) -> int:
     found = _proposals(curves, points, (params, tokens), settings, options.count)
     remarks = _remarks(study, points, settings, whole=not found)
     sizes = new_sizes(curves, params, tokens, settings, points=points)
-    planned = load_config(StudyConfig, options.study)  # as the file says, where they are to be added
+    planned = load_config(StudyConfig, options.study)  # as the file says, which they will be added to
     done = runs.runs[["run", "params", "tokens"]].itertuples(index=False, name=None)
     cells = trained_cells(planned, done)
     wanted = [Wanted(p.params, p.tokens, p.frequency, p.facts, p.infusion_ratio) for p in found]
@@ -100,10 +100,10 @@ def _next(options: argparse.Namespace) -> int:
     print(look.words())
     _print_remarks(study.name, remarks, nothing=not found)
     for n, d in {(row["params"], row["tokens"]): None for row in rows if row["size"] is None}:
-        print(f"N = {n:,}, D = {d:,} is no size and budget of the study; to train more of it, add it to the ladder")
+        print(f"N = {n:,}, D = {d:,} is not a size and budget of the study; add it to the ladder to train more of it")
     _print_sizes(more, sizes[0].slice.symbol_at_transition if sizes else "")
     if options.write:
-        print(f"{len(new)} runs added to {options.study}" + ("; kis study run trains them" if new else ""))
+        print(f"{plural(len(new), 'run')} added to {options.study}" + ("; continue with kis study run" if new else ""))
     return 0
 
 

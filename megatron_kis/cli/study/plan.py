@@ -20,7 +20,7 @@ from megatron_kis.cli.study.common import (
 from megatron_kis.cli.study.design import Design
 from megatron_kis.cli.study.table import MANY
 from megatron_kis.common.console import print_table
-from megatron_kis.common.units import in_bytes, in_table
+from megatron_kis.common.units import in_bytes, in_table, plural
 
 if TYPE_CHECKING:
     from megatron_kis.config.data import DataConfig
@@ -33,7 +33,10 @@ _RANGES = ("facts", "infusion_frequency", "infusion_ratio", "epochs")  # columns
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     plan = add_step(
-        steps, "plan", "show the runs of a study and what each is fed, and check its settings; changes nothing", _plan
+        steps,
+        "plan",
+        "show the runs of a study and their training data, and check its settings; changes nothing",
+        _plan,
     )
     plan.add_argument("--all", action="store_true", help="list every run, however many there are")
 
@@ -60,7 +63,7 @@ def _plan(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({"runs": rows, "design": design.record()}, indent=1))
         return 0
-    title = f"{study.name}: {len(rows):,} runs"
+    title = f"{study.name}: {plural(len(rows), 'run')}"
     columns: tuple[str, ...]
     if options.all or len(rows) <= MANY:
         columns = (
@@ -92,7 +95,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _checkpoints(study: StudyConfig, rows: list[dict[str, Any]]) -> str:
-    """Returns what the checkpoints take that stay, from which runs are asked again and exported."""
+    """Returns the size of the checkpoints that stay, from which runs are asked again and exported."""
     last = sum(row["checkpoint_bytes"] for row in rows)
     settings = study.checkpoints
     more = [f"keep_last: {settings.keep_last}"] if settings.keep_last > 1 else []
@@ -133,15 +136,15 @@ def _data(study: StudyConfig) -> Iterator[DataConfig]:
             raise refused(study.output, others, holders)
         changed = ", ".join(differences)
         if questions:
-            logger.info(f"{study.name}: the study now asks other questions ({', '.join(questions)})")
-            logger.info(f"{study.name}: kis study probe asks the runs that have ended; what is trained stays as it is")
+            logger.info(f"{study.name}: the study asks other questions than before ({', '.join(questions)})")
+            logger.info(f"{study.name}: kis study probe asks the finished runs again, without training")
             yield own
             return
-        logger.info(f"{study.name}: the data stay as they are, runs were made with them ({changed})")
+        logger.info(f"{study.name}: the data are kept because runs were trained on them ({changed})")
         yield own  # what kis study run does
         return
     place = planned_folder(study.output)
-    logger.info(f"{study.name}: the data are made in {place}, for kis study run to take over")
+    logger.info(f"{study.name}: the data are prepared in {place}; kis study run uses them")
     with locked(place, "kis study plan"):
         prepare_data(study.data, place / DATA_FOLDER, progress=console_progress())
         yield data_config(study, place / DATA_FOLDER)

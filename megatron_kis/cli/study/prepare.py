@@ -18,6 +18,7 @@ from megatron_kis.cli.study.common import (
     warn,
 )
 from megatron_kis.common.errors import InputError
+from megatron_kis.common.units import plural
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = steps.add_parser(
         "prepare",
-        description="Prepare the data of a submission, check every run against them, and write down which data its "
+        description="Prepare the data of a submission, check every run against them, and record which data its "
         "runs are trained on. The data job of kis study submit calls it.",
     )
     parser.add_argument("submission", type=Path, metavar="FOLDER", help="folder of the submission")
@@ -41,8 +42,8 @@ def _prepare(options: argparse.Namespace) -> int:
     folder = options.submission
     if not (folder.name.isdecimal() and (folder / STUDY).is_file()):
         remedy = "give the folder of a submission, such as studies/my_study/slurm/0001"
-        raise InputError("is no submission", where=str(folder), remedy=remedy)
-    # Named from here, what the study names relative to itself stays so in its own record.
+        raise InputError("is not a submission", where=str(folder), remedy=remedy)
+    # Relative paths of the study stay relative in its own record.
     options.study, options.overrides = Path(os.path.relpath(folder / STUDY)), []
     study = load_study(options)
     changed = changed_source(folder, identities(source_files(study.data)))
@@ -65,5 +66,5 @@ def _prepare(options: argparse.Namespace) -> int:
             {name: getattr(files, name) for name in ("corpus", "validation", "exposures", "tokenizer")},
             fingerprints,
         )
-    logger.info(f"{study.name}: {len(every)} runs, {len(done)} done already; the data are ready")
+    logger.info(f"{study.name}: {plural(len(every), 'run')}, {len(done)} done already; the data are ready")
     return 0

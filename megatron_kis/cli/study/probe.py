@@ -12,6 +12,7 @@ from megatron_kis.cli.study.common import DATA_FOLDER, add_step, load_study, loo
 from megatron_kis.cli.study.report import analyse, check_report
 from megatron_kis.cli.study.run import add_only, selected
 from megatron_kis.common.errors import InputError, JobError, first_of
+from megatron_kis.common.units import plural
 
 if TYPE_CHECKING:
     from megatron_kis.config.run import RunConfig
@@ -40,14 +41,14 @@ def _probe(options: argparse.Namespace) -> int:
     named = selected(every, options.only)
     chosen = [run for run in named if (run.output / "DONE").exists()]
     if not chosen and options.only is None:
-        raise InputError("no run has ended", where=str(study.output), remedy="kis study run trains them")
+        raise InputError("no run is finished", where=str(study.output), remedy="kis study run trains them")
     if options.only and (others := [run.name for run in named if run not in chosen]):
         raise InputError(
-            f"not ended yet: {first_of(others, _SHOWN)}", where="--only", remedy="kis study run trains them"
+            f"not finished: {first_of(others, _SHOWN)}", where="--only", remedy="kis study run trains them"
         )
     for run in chosen:
         check_folder(run.output)
-    logger.info(f"{study.name}: {len(chosen)} of {len(named)} runs have ended")
+    logger.info(f"{study.name}: {len(chosen)} of {plural(len(named), 'run')} finished")
     with study_lock(study.output):
         questions = _prepare(study, every)
         open_runs = unasked(chosen, questions)
@@ -56,12 +57,12 @@ def _probe(options: argparse.Namespace) -> int:
     if len(failed) < len(chosen):
         analyse(study, as_json=options.json)
     if failed:
-        raise JobError(f"{len(failed)} of {len(chosen)} runs could not be asked: {first_of(failed, _SHOWN)}")
+        raise JobError(f"{len(failed)} of {plural(len(chosen), 'run')} could not be asked: {first_of(failed, _SHOWN)}")
     return 0
 
 
 def _prepare(study: StudyConfig, every: list[RunConfig]) -> Path:
-    """Makes the questions, and writes down that they are the study's; returns their file."""
+    """Makes the questions, and records that they are the study's; returns their file."""
     from megatron_kis.common.files import sha256_file
     from megatron_kis.common.identity import QUESTIONS as FINGERPRINT
     from megatron_kis.common.progress import console_progress
@@ -82,7 +83,7 @@ def _prepare(study: StudyConfig, every: list[RunConfig]) -> Path:
         raise InputError(
             f"the runs were trained on data of other settings: {'; '.join(changed)}",
             where=str(study.output / FILE),
-            remedy="restore them; templates and distractors alone may be others",
+            remedy="restore them; only templates and distractors may change",
         )
     facts = study.output / DATA_FOLDER / "facts.jsonl"
     if facts.is_file():

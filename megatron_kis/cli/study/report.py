@@ -29,7 +29,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def check_report(study: StudyConfig) -> None:
-    """Refuses a study whose report cannot be written, before the work that it is about.
+    """Refuses a study whose report cannot be written, before any work.
 
     Raises:
         InputError: names the file.
@@ -87,7 +87,7 @@ def belonging(study: StudyConfig) -> dict[str, Any]:
 
 
 def _same_data(study: StudyConfig) -> None:
-    """Refuses to report on data that are not made yet, or on questions that nobody was asked."""
+    """Refuses to report on data that do not exist yet, or on questions that no run was asked."""
     from megatron_kis.data_tools.preparation.prepare import other_questions
     from megatron_kis.study.manifest import FILE, QUESTIONS, other_data_settings
     from megatron_kis.study.owner import other_data
@@ -105,5 +105,5 @@ def _same_data(study: StudyConfig) -> None:
         raise InputError(
             f"the data of this study were made with other settings: {'; '.join(changed)}",
             where=str(study.output / FILE),
-            remedy="kis study run makes them, or says which runs hold the old ones; or choose another output",
+            remedy="run kis study run to make them again, or choose another output",
         )

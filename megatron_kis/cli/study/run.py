@@ -23,7 +23,7 @@ from megatron_kis.cli.study.common import (
 from megatron_kis.cli.study.report import analyse, check_report
 from megatron_kis.common.console import progress_bar
 from megatron_kis.common.errors import InputError, JobError, Stopped, nearest, printable
-from megatron_kis.common.units import duration
+from megatron_kis.common.units import duration, plural
 
 if TYPE_CHECKING:
     from megatron_kis.config.executor import ExecutorConfig
@@ -38,22 +38,22 @@ _NARROWEST_BAR = 20  # columns of a terminal below which plain lines are clearer
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     run = add_step(
-        steps, "run", "prepare the data, execute the runs that are not done, analyse, write the report", _run
+        steps, "run", "prepare the data, train the runs that are not done, analyse them and write the report", _run
     )
     run.description = (
-        f"{run.description} Runs that are done, without answers to the study's questions, are asked from their "
+        f"{run.description} Finished runs without answers to the study's questions are asked from their "
         "checkpoints, as kis study probe does."
     )
-    run.add_argument("--workers", type=int, metavar="N", help="runs side by side (default: the study's, or all cores)")
+    run.add_argument(
+        "--workers", type=int, metavar="N", help="runs at the same time (default: the study's, or all cores)"
+    )
     add_selection(run)
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
     """Adds the options that select runs of a study."""
     add_only(parser)
-    parser.add_argument(
-        "--retry-failed", action="store_true", help="try runs again that were given up (executor.retries)"
-    )
+    parser.add_argument("--retry-failed", action="store_true", help="resume runs that were given up (executor.retries)")
     parser.add_argument(
         "--restart", action="store_true", help="start unfinished runs again at step 0; their checkpoints are lost"
     )
@@ -79,7 +79,7 @@ def _run(options: argparse.Namespace) -> int:
         refuse(study.output, unfinished_conflicts(runs))
     remarks = [] if all((run.output / "DONE").exists() for run in runs) else check_first(study)
     check_sources(study.data)
-    with study_lock(study.output) as lock:  # before the data: a run in flight elsewhere may be reading them
+    with study_lock(study.output) as lock:  # before the data: a run on another machine may be reading them
         prepare(study, restarted={run.name for run in runs} if options.restart else ())
         done, fingerprints = done_runs(study, every, runs)
         if len(done) < len(runs):
@@ -90,7 +90,7 @@ def _run(options: argparse.Namespace) -> int:
         write_manifest(study.output, study.name, every, fingerprints)
         runs = with_data(runs, fingerprints)
         another_try([run for run in runs if run.name not in done], study.executor, options)
-        logger.info(f"{study.name}: {len(runs)} runs, {len(done)} done already")
+        logger.info(f"{study.name}: {plural(len(runs), 'run')}, {len(done)} done already")
         with shown_progress(runs) as report:
             ended = execute(runs, done=done, settings=settings, lock=lock, report=report)
         if not ended.signal:
@@ -104,12 +104,13 @@ def _run(options: argparse.Namespace) -> int:
         analyse(study, as_json=options.json)
     if ended.failed:
         raise JobError(
-            f"{len(ended.failed)} of {ended.total} runs failed and were given up; fix the cause, then add "
-            "--retry-failed (they resume where they were saved) or --restart (they begin again)"
+            f"{len(ended.failed)} of {plural(ended.total, 'run')} failed and were given up; fix the cause, then add "
+            "--retry-failed (they resume from their checkpoints) or --restart (they start again)"
         )
     if ended.elsewhere:
         raise Stopped(
-            f"{len(ended.elsewhere)} of {ended.total} runs were left to other executors; run the same command again "
+            f"{len(ended.elsewhere)} of {plural(ended.total, 'run')} left to other executors; run the same "
+            "command again "
             "when they have ended"
         )
     return 0
@@ -120,12 +121,12 @@ def _ask_those_left(study: StudyConfig, runs: list[RunConfig]) -> None:
     questions = data_config(study).questions
     left = unasked([run for run in runs if (run.output / "DONE").exists()], questions)
     if left:
-        logger.info(f"{study.name}: {len(left)} runs that are done were asked other questions than the study's")
+        logger.info(f"{study.name}: {plural(len(left), 'finished run')} asked other questions than the study's")
         ask(left, questions)
 
 
 def another_try(runs: list[RunConfig], settings: ExecutorConfig, options: argparse.Namespace) -> None:
-    """Notes for unfinished runs what ``--restart`` and ``--retry-failed`` ask for; runs at work elsewhere are left."""
+    """Applies ``--restart`` and ``--retry-failed`` to unfinished runs, except those of other executors."""
     from megatron_kis.executor.attempts import request_restart, reset_failures
     from megatron_kis.executor.lease import is_live, read_lease
 
@@ -164,7 +165,7 @@ def selected(runs: list[RunConfig], names: list[str] | None) -> list[RunConfig]:
 
 
 def tell(ended: Progress, runs: list[RunConfig]) -> None:
-    """Names the runs that did not end well, and why."""
+    """Names the runs that failed, and why."""
     from megatron_kis.executor.logs import LOG_NAME, failure_reason, for_terminal
 
     by_name = {run.name: run for run in runs}
@@ -175,7 +176,7 @@ def tell(ended: Progress, runs: list[RunConfig]) -> None:
     for name, owner in ended.elsewhere:
         logger.warning(f"{name} was left to another executor ({printable(owner)})")
     if ended.stopped:
-        logger.warning(f"{len(ended.stopped)} runs were stopped or not started")
+        logger.warning(f"{plural(len(ended.stopped), 'run')} stopped or not started")
 
 
 class shown_progress:
@@ -224,7 +225,9 @@ class shown_progress:
             self._bar.update(self._task, total=progress.total, completed=len(progress.done), description=description)
             return
         failed = f", {len(progress.failed)} given up" if progress.failed else ""
-        failed += f", {len(progress.retried)} failed attempts tried again" if progress.retried else ""
+        failed += f", {plural(len(progress.retried), 'failed attempt')} retried" if progress.retried else ""
         left = forecast(self._view.look()).seconds
         ahead = f"; about {duration(left)} left" if left else ""
-        logger.info(f"{len(progress.done)} of {progress.total} runs done{failed}; running: {running or 'none'}{ahead}")
+        logger.info(
+            f"{len(progress.done)} of {plural(progress.total, 'run')} done{failed}; running: {running or 'none'}{ahead}"
+        )

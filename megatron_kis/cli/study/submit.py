@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_kis.cli.study.common import add_step, check_first, load_study, look_over, warn
 from megatron_kis.cli.study.run import add_selection, another_try, selected
 from megatron_kis.common.errors import InputError, JobError, printable
+from megatron_kis.common.units import plural
 
 if TYPE_CHECKING:
     from megatron_kis.config.run import RunConfig
@@ -59,10 +60,8 @@ def _submit(options: argparse.Namespace) -> int:
         _show(study, shown, len(done), as_json=options.json)
         return 0
     if local := lock_holders(study.output):
-        raise JobError(
-            f"kis study run is at work on this study here (process {local[0]}); end it with kis study cancel"
-        )
-    largest = largest or client.max_array_size()  # also says at once where there is no SLURM
+        raise JobError(f"kis study run is running this study here (process {local[0]}); stop it with kis study cancel")
+    largest = largest or client.max_array_size()  # also fails at once where there is no SLURM
     with locked(study.output / records.FOLDER, "kis study submit"):
         live = live_tasks(study.output)
         sources = records.identities(source_files(study.data))
@@ -93,19 +92,20 @@ def _submit(options: argparse.Namespace) -> int:
     for step, number in steps:
         print(f"{number}  {step.name}  {_size(step)}")
     print(
-        f"{submission.run_count} runs in {submission.folder}; kis study status and kis study cancel take it from here"
+        f"{plural(submission.run_count, 'run')} in {submission.folder}; continue with kis study status and kis "
+        "study cancel"
     )
     return 0
 
 
 def _say(study: StudyConfig, runs: list[RunConfig], done: set[str], queued: set[str], hopeless: set[str]) -> None:
     names = {run.name for run in runs}
-    line = f"{study.name}: {len(runs)} runs, {len(done)} done already"
+    line = f"{study.name}: {plural(len(runs), 'run')}, {len(done)} done already"
     if waiting := (queued & names) - done:
         line += f", {len(waiting)} queued or running"
     logger.info(line)
     for name in sorted(hopeless):
-        logger.warning(f"{name} was given up; --retry-failed tries it again, --restart begins it again")
+        logger.warning(f"{name} was given up; --retry-failed resumes it, --restart starts it again")
 
 
 def _nothing(study: StudyConfig, options: argparse.Namespace, live: list[Task]) -> int:
@@ -124,7 +124,7 @@ def _same_data(study: StudyConfig, live: list[Task], sources: list[Source]) -> N
     from megatron_kis.common.paths import absolute, with_paths
     from megatron_kis.executor.slurm.records import SOURCES, STUDY, changed_source, submission_folder
 
-    remedy = "end them with kis study cancel, or wait for them"
+    remedy = "cancel them with kis study cancel, or wait for them"
     for number in sorted({task.job.submission for task in live if task.job.label != "report"}):
         folder = submission_folder(study.output.absolute(), number)
         if (folder / STUDY).exists():
@@ -133,7 +133,7 @@ def _same_data(study: StudyConfig, live: list[Task], sources: list[Source]) -> N
             now = {"data": with_paths(study.data.model_dump(), absolute)}
             if changed := differences(then, now):
                 raise InputError(
-                    f"jobs in the queue work with other settings of the data ({', '.join(changed)})",
+                    f"jobs in the queue use other settings of the data ({', '.join(changed)})",
                     where=str(study.output),
                     remedy=remedy,
                 )
@@ -153,11 +153,11 @@ def _show(study: StudyConfig, submission: Submission, done: int, *, as_json: boo
         return
     for label, script in submission.scripts.items():
         print(printable(f"==== {submission.folder / label}.sbatch\n{script}", keep="\n\t"))
-    print("==== calls of sbatch, each job with the numbers of those before")
+    print("==== calls of sbatch, each job with the ids of the jobs before it")
     for step in submission.steps:
         words = ["sbatch", "--parsable", *step.options({}), f"{step.job.label}.sbatch", *step.arguments]
         print(f"{shell(words)}    # {_size(step)}")
-    print(f"{study.name}: {submission.run_count} runs to execute, {done} done already; nothing was submitted")
+    print(f"{study.name}: {plural(submission.run_count, 'run')} to execute, {done} done already; nothing was submitted")
 
 
 def _size(step: Step) -> str:
@@ -165,7 +165,7 @@ def _size(step: Step) -> str:
     runs = sum(map(len, step.tasks))
     if not runs:
         return step.job.label
-    words = f"{runs} run{'s' * (runs > 1)} in {len(step.tasks)} task{'s' * (len(step.tasks) > 1)}"
+    words = f"{plural(runs, 'run')} in {plural(len(step.tasks), 'task')}"
     ranks = f" of {step.job.nodes} x {step.job.ranks_per_node} ranks"
     return words + (ranks if step.job.kind == "large" else "")
 

@@ -1,4 +1,4 @@
-"""The tables of ``kis study status`` and ``watch``, as rich shows them."""
+"""The tables of ``kis study status`` and ``watch``, drawn by rich."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from megatron_kis.common.console import plain
 from megatron_kis.common.errors import printable
-from megatron_kis.common.units import duration, in_table
+from megatron_kis.common.units import duration, in_table, plural
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -31,11 +31,11 @@ def headline(name: str, rows: Sequence[RunStatus], ahead: Forecast) -> str:
 
     counts = Counter(row.state for row in rows)
     states = ", ".join(f"{counts[state]:,} {state}" for state in STATES if counts[state])
-    line = f"{printable(name)}: {len(rows):,} runs: {states or 'none'}"
+    line = f"{printable(name)}: {plural(len(rows), 'run')}: {states or 'none'}"
     if ahead.seconds:
         line += f"; about {duration(ahead.seconds)} left"
     elif ahead.work:
-        line += f"; about {duration(ahead.work)} of work left, and nothing runs"
+        line += f"; about {duration(ahead.work)} of work left, and nothing is running"
     return line
 
 
@@ -49,7 +49,7 @@ def tables(rows: Sequence[RunStatus], ahead: Forecast, *, every: bool) -> Iterab
         if running:
             yield _runs(running[:_MOST_RUNNING], ahead)
         if len(running) > _MOST_RUNNING:
-            yield f"and {len(running) - _MOST_RUNNING:,} more that run (--all shows every run)"
+            yield f"and {len(running) - _MOST_RUNNING:,} more running (--all shows every run)"
     yield from _failures(rows)
     yield from _others(rows)
 
@@ -110,7 +110,7 @@ def _failures(rows: Sequence[RunStatus]) -> Iterable[RenderableType]:
         lines += [f"    {line}" for text in row.log for line in for_terminal(text).splitlines()]
         yield Text("\n".join(lines))
     if len(failed) > _MOST_FAILED:
-        yield f"and {len(failed) - _MOST_FAILED:,} more that failed (--json names all)"
+        yield f"and {len(failed) - _MOST_FAILED:,} more that failed (--json lists all)"
 
 
 def _others(rows: Sequence[RunStatus]) -> Iterable[RenderableType]:
@@ -122,14 +122,14 @@ def _others(rows: Sequence[RunStatus]) -> Iterable[RenderableType]:
         if row.state in ("unasked", "other settings"):
             groups[row.state, row.differs].append(row.name)
     for (state, differs), names in list(groups.items())[:_MOST_FAILED]:
-        count = "1 complete run" if len(names) == 1 else f"{len(names):,} complete runs"
+        count = plural(len(names), "complete run")
         what = "has" if len(names) == 1 else "have"
         what = f"{what} other settings" if state == "other settings" else f"{what} answers to other questions"
         first = names[0] if len(names) == 1 else f"first {names[0]}"
         remedy = "" if state == "other settings" else "; kis study probe asks those of the study"
         yield Text(f"{count} {what}: {', '.join(differs)} ({first}){remedy}")
     if len(groups) > _MOST_FAILED:
-        yield f"and {len(groups) - _MOST_FAILED:,} more kinds (--json names all)"
+        yield f"and {len(groups) - _MOST_FAILED:,} more kinds (--json lists all)"
 
 
 def _table(columns: Sequence[str]) -> Table:

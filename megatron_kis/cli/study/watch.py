@@ -11,10 +11,12 @@ from megatron_kis.cli.study.status import overview, queued
 from megatron_kis.cli.study.table import headline, tables
 from megatron_kis.common.console import output_console, plain
 from megatron_kis.common.errors import InputError, JobError
+from megatron_kis.common.units import plural
 
 logger = logging.getLogger(__name__)
 
 _SECONDS = 5.0
+_LONGEST = 86400  # seconds
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -26,7 +28,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         json=False,
     )
     watch.add_argument("--all", action="store_true", help="list every run, however many there are")
-    watch.add_argument("--every", type=float, default=_SECONDS, metavar="SECONDS", help="seconds between two looks")
+    watch.add_argument("--every", type=float, default=_SECONDS, metavar="SECONDS", help="seconds between two updates")
 
 
 def _watch(options: argparse.Namespace) -> int:
@@ -36,8 +38,9 @@ def _watch(options: argparse.Namespace) -> int:
     from megatron_kis.executor.slurm.queue import Queue
     from megatron_kis.study.forecast import forecast
 
-    if not options.every > 0:
-        raise InputError(f"is {options.every:g}", where="--every", remedy="seconds, such as 5")
+    if not 0 < options.every <= _LONGEST:
+        remedy = f"give seconds, at most {_LONGEST}, such as 5"
+        raise InputError(f"is {options.every:g}", where="--every", remedy=remedy)
     study, view = overview(options)
     queue = Queue(study.output)
     console = output_console()
@@ -59,15 +62,15 @@ def _watch(options: argparse.Namespace) -> int:
                 break
             time.sleep(options.every)
     except KeyboardInterrupt:
-        logger.info("kis: no longer watching; the runs continue")
+        logger.info("kis: stopped watching; the runs continue")
         return 0
     finally:
         if live:
             live.stop()
     others = sum(row.state == "other settings" for row in rows)
     if others:
-        raise JobError(f"{others} of {len(rows)} runs are there with other settings; kis study status says which")
+        raise JobError(f"{others} of {plural(len(rows), 'run')} with other settings; kis study status names them")
     lost = sum(row.state == "given up" for row in rows)
     if lost:
-        raise JobError(f"{lost} of {len(rows)} runs were given up; kis study status says why")
+        raise JobError(f"{lost} of {plural(len(rows), 'run')} given up; kis study status says why")
     return 0

@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 
 from megatron_kis.cli.study.run import shown_progress, tell
+from megatron_kis.common.units import plural
 
 logger = logging.getLogger(__name__)
 
@@ -17,11 +18,12 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser = steps.add_parser(
         "work",
         description="Execute the runs of one task of a submission. Batch scripts of kis study submit call it; "
-        "SLURM_ARRAY_TASK_ID says which task. Exit status 75: stopped before the time limit, with a checkpoint.",
+        "SLURM_ARRAY_TASK_ID says which task. Exit status 75: stopped before the time limit, with its checkpoint "
+        "saved.",
     )
     parser.add_argument("submission", type=Path, metavar="FOLDER", help="folder of the submission")
     parser.add_argument("job", metavar="JOB", help="job of the submission, such as small or large-2x4")
-    parser.add_argument("--first", type=int, default=0, metavar="N", help="the job's task that is the array's task 0")
+    parser.add_argument("--first", type=int, default=0, metavar="N", help="task of the job that is task 0 of the array")
     parser.set_defaults(handler=_work)
 
 
@@ -54,9 +56,10 @@ def _work(options: argparse.Namespace) -> int:
         done = [run.name for run in runs if (run.output / "DONE").exists()]
         large = options.job.startswith("large")
         host = os.environ.get("SLURMD_NODENAME", os.uname().nodename)
-        start = os.environ.get("SLURM_RESTART_COUNT", "0")
+        start = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
         logger.info(
-            f"{options.job} task {task} on {host}, requeued {start} times: {len(runs)} runs, {len(done)} done already"
+            f"{options.job} task {task} on {host}, requeued {plural(start, 'time')}: {plural(len(runs), 'run')}, "
+            f"{len(done)} done already"
         )
         if not study.cluster.gpus_per_task and not large:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the node may have GPUs that are not ours

@@ -15,6 +15,7 @@ from pathlib import Path
 from megatron_kis.common.errors import InputError, JobError
 from megatron_kis.common.files import read_text
 
+_ELSEWHERE = "submit on a machine of the cluster, or use kis study run (--dry-run shows the scripts anywhere)"
 _TIMEOUT = 120.0
 """Seconds after which a command that does not answer is given up; controllers are slow at times."""
 
@@ -30,7 +31,7 @@ _DEFAULTS = {
     "SBATCH_TIMELIMIT": ("time", "t"),
 }
 """Variables by which a user's shell says where jobs go, and the script's options of the same meaning. sbatch itself
-would let the variables win."""
+would give the variables priority."""
 
 _REMEDIES = (
     ("Invalid account", "cluster.account must be one of yours (sacctmgr show associations user=$USER)"),
@@ -74,9 +75,9 @@ def run(*command: str, folder: Path | None = None, keep: Collection[str] = ()) -
         )
     except FileNotFoundError:
         raise InputError(
-            f"there is no {command[0]} here",
+            f"{command[0]} is not installed here",
             where="SLURM",
-            remedy="submit on a machine of the cluster, or use kis study run (--dry-run shows the scripts anywhere)",
+            remedy=_ELSEWHERE,
         ) from None
     except subprocess.TimeoutExpired:
         raise JobError(f"{command[0]} did not answer for {_TIMEOUT:.0f} s; try again later") from None
@@ -85,6 +86,8 @@ def run(*command: str, folder: Path | None = None, keep: Collection[str] = ()) -
     said = " ".join(ended.stderr.split()) or f"status {ended.returncode}"
     if re.search(r"[Uu]nable to contact slurm controller|Connection refused|Socket timed out|slurm_load_ctl", said):
         raise JobError(f"SLURM's controller does not answer ({said}); try again later")
+    if re.search(r"fetch_config|configuration source|[Uu]nable to (open|read) .*slurm\.conf", said):
+        raise InputError("SLURM is not configured on this machine", where=command[0], remedy=_ELSEWHERE)
     remedy = next((remedy for words, remedy in _REMEDIES if words.lower() in said.lower()), None)
     raise InputError(said, where=command[0], remedy=remedy or "change cluster: in the study, or the templates")
 
@@ -137,7 +140,7 @@ def scancel(jobs: Sequence[str]) -> None:
 
 
 def show_job(number: str) -> list[str]:
-    """Returns one line per job, or per task of an array, of ``scontrol -o show job``; none if it is forgotten."""
+    """Returns one line per job, or per task of an array, of ``scontrol -o show job``; none of a forgotten job."""
     try:
         printed = run("scontrol", "-o", "show", "job", number)
     except InputError as error:

@@ -130,7 +130,7 @@ def resolved(cluster: ClusterConfig, section: JobConfig) -> JobConfig:
 
 
 def deal(names: Sequence[str], size: int) -> tuple[tuple[str, ...], ...]:
-    """Deals runs like cards to tasks of at most ``size``.
+    """Distributes runs in turn to tasks of at most ``size`` runs.
 
     With the most expensive runs first, all tasks take about the same time.
     """

@@ -20,7 +20,7 @@ from megatron_kis.executor.slurm import client
 from megatron_kis.executor.slurm.jobs import Job, jobs_of
 
 _LAST_RANKS_SECONDS = 120
-"""Time that ranks may live on when the first has ended: a checkpoint that all have written is named by one of them. A
+"""Time that ranks may continue after the first has ended: a checkpoint that all have written is named by one of them. A
 rank that waits for a dead one is killed then."""
 
 _SIOCGIFADDR = 0x8915  # linux/sockios.h: the address of an interface
@@ -43,7 +43,7 @@ def srun_launcher(
         torchrun = cluster.large.launcher == "torchrun"
         ranks = 1 if torchrun else job.ranks_per_node
         cores = job.cpus * (job.ranks_per_node if torchrun else 1)
-        # No --kill-on-bad-exit: the first rank that has saved its checkpoint ends with 75, and is no failure.
+        # No --kill-on-bad-exit: the first rank that has saved its checkpoint ends with 75, and is not a failure.
         step = [
             "srun",
             f"--nodes={job.nodes}",
@@ -162,7 +162,7 @@ def rendezvous_variables(
         "MASTER_ADDR": host,
         "MASTER_PORT": environment.get("MASTER_PORT") or str(_free_port(int(environment.get("SLURM_JOB_ID") or 0))),
         "NCCL_DEBUG": "WARN",
-        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",  # a rank that is gone ends the others, which would wait for it
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",  # a rank that died ends the others, which would wait for it
     }
     address = resolve(host) or host
     own = resolve(socket.gethostname()) or "127.0.0.1"

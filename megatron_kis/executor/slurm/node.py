@@ -10,6 +10,7 @@ from pathlib import Path
 
 from megatron_kis.common.errors import InputError, JobError, Stopped
 from megatron_kis.common.files import read_json, write_json
+from megatron_kis.common.units import plural
 from megatron_kis.config.executor import ExecutorConfig
 from megatron_kis.config.slurm import ClusterConfig
 from megatron_kis.executor.interface import Progress
@@ -51,7 +52,7 @@ def settings_within_task(
     cores = int(environment.get("SLURM_CPUS_PER_TASK") or cluster.small.cpus)
     shown = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
     if shown > cores:
-        # Nothing keeps us to our share of the node; others would be pinned to the same cores, and we must count.
+        # Nothing limits us to our share of the node: other jobs may use the same cores, so cores are counted.
         update["pin"] = False
         if settings.workers is None and not cluster.gpus_per_task:
             update["workers"] = max(1, cores // settings.threads)
@@ -87,7 +88,7 @@ def early_signals() -> Iterator[EarlySignal]:
 
 
 class Requeues:
-    """Counts how often a task was requeued in vain, without a new checkpoint: it ends when that is too often."""
+    """Counts how often a task was requeued without a new checkpoint in between; too many end it."""
 
     def __init__(self, folder: Path, label: str, task: int) -> None:
         """Reads the count that the task's earlier starts have left."""
@@ -100,7 +101,7 @@ class Requeues:
             self._in_vain = content["in_vain"]
 
     def worthwhile(self, steps: int, *, at_most: int) -> bool:
-        """Tells whether to requeue once more; writes down how far the task's runs have come.
+        """Tells whether to requeue again; records the progress of the task's runs.
 
         Args:
             steps: steps of all runs of the task that are saved.
@@ -123,18 +124,20 @@ def conclude(ended: Progress, steps: int, requeues: Requeues, *, at_most: int) -
 
     Raises:
         Stopped: the runs resume after a requeue, or when the study is submitted again.
-        JobError: some were given up, or no requeue brings them further.
+        JobError: some were given up, or requeues make no progress.
     """
     if ended.signal == _TIME_LIMIT and ended.stopped:
         if requeues.worthwhile(steps, at_most=at_most):
             why = "the time limit is near, or the job is preempted"
-            raise Stopped(f"{why}; {len(ended.stopped)} runs resume after a requeue")
+            raise Stopped(f"{why}; after a requeue, {plural(len(ended.stopped), 'run')} will resume")
         raise JobError(
-            f"requeued {at_most + 1} times without a new checkpoint of {', '.join(ended.stopped)}; "
+            f"requeued {plural(at_most + 1, 'time')} without a new checkpoint of {', '.join(ended.stopped)}; "
             "raise cluster.time_limit or cluster.grace_seconds, or lower cluster.small.cells_per_task"
         )
     if ended.signal and ended.stopped:
         later = "after a requeue, or when the study is submitted again"
-        raise Stopped(f"stopped by a signal; {len(ended.stopped)} runs resume {later}")
+        raise Stopped(f"stopped by a signal; {plural(len(ended.stopped), 'run')} will resume {later}")
     if ended.failed:
-        raise JobError(f"{len(ended.failed)} of {ended.total} runs failed and were given up: {', '.join(ended.failed)}")
+        raise JobError(
+            f"{len(ended.failed)} of {plural(ended.total, 'run')} failed and were given up: {', '.join(ended.failed)}"
+        )

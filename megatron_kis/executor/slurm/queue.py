@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_kis.common.errors import InputError
+from megatron_kis.common.units import plural
 from megatron_kis.executor.slurm import client
 from megatron_kis.executor.slurm.records import Submitted, read_tasks, submission_folder, submitted
 
@@ -113,7 +114,7 @@ class Queue:
 
     def _note(self, task: Task, listed: dict[tuple[str, int], list[str]]) -> None:
         array = task.number.partition("_")[0]
-        state = f"{task.state}, requeued {task.restarts} times" if task.restarts else task.state
+        state = f"{task.state}, requeued {plural(task.restarts, 'time')}" if task.restarts else task.state
         for index in task.indices:
             for run in listed.get((task.job.label, task.job.first + index), ()):
                 self._runs[run] = Queued(state, f"{array}_{index}", "" if task.reason in _NO_REASON else task.reason)
@@ -196,4 +197,4 @@ def _runs_by_task(output: Path, number: int) -> dict[tuple[str, int], list[str]]
     try:
         return read_tasks(submission_folder(output, number))
     except InputError:
-        return {}  # somebody removed it; its runs are known by their folders alone
+        return {}  # it was removed; its runs are known by their folders alone

@@ -54,7 +54,7 @@ class Templates:
         except jinja2.TemplateSyntaxError as error:
             raise InputError(error.message or "wrong syntax", where=f"{error.filename}:{error.lineno}") from None
         except jinja2.TemplateNotFound as error:
-            raise InputError(f"includes {error.name!r}, which is not there", where=name) from None
+            raise InputError(f"includes {error.name!r}, which does not exist", where=name) from None
         except jinja2.TemplateError as error:
             raise InputError(
                 error.message or "cannot be rendered", where=name, remedy="see docs/how-to/slurm.md"
@@ -86,6 +86,6 @@ def job_name(study: str, label: str, token: str) -> str:
 def _check(folder: Path) -> None:
     own = {path.name for path in TEMPLATES.glob("*.j2")}
     if not folder.is_dir():
-        raise InputError("is no folder", where=str(folder), remedy=f"copy {TEMPLATES} and edit the copy")
+        raise InputError("is not a folder", where=str(folder), remedy=f"copy {TEMPLATES} and edit the copy")
     if not own & {path.name for path in folder.glob("*.j2")}:
         raise InputError("has no template", where=str(folder), remedy="named like one of " + ", ".join(sorted(own)))

@@ -1,1 +1,1 @@
-"""Callbacks, which do all that happens besides the training steps: metrics, validation, probes, progress, trackers."""
+"""Callbacks, which do everything apart from the training steps: metrics, validation, probes, progress, trackers."""

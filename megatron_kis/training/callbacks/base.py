@@ -1,4 +1,4 @@
-"""Callbacks: what happens besides the training steps, before the first, after each, and after the last."""
+"""Callbacks: what happens apart from the training steps, before the first, after each, and after the last."""
 
 from __future__ import annotations
 

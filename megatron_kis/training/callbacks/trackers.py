@@ -1,11 +1,10 @@
-"""TensorBoard and Weights & Biases next to the JSON lines, for those who watch their runs there. Off by default."""
+"""TensorBoard and Weights & Biases next to the JSON lines, for users who follow their runs there. Off by default."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from megatron_kis.common.extras import require_package
 from megatron_kis.config.run import RunConfig
 from megatron_kis.training.callbacks.base import Callback, RunState
 
@@ -19,17 +18,16 @@ def trackers(config: RunConfig, run_dir: Path, *, beginning: str) -> list[Callba
     Args:
         config: the run's configuration.
         run_dir: the run's folder.
-        beginning: a name of this beginning of the run, the same when it resumes.
+        beginning: a name of this start of the run, the same when it resumes.
 
     Raises:
         InputError: a package is not installed.
     """
+    config.logging.check_packages()
     callbacks: list[Callback] = []
     if config.logging.tensorboard:
-        require_package("tensorboard", "logging.tensorboard")
         callbacks.append(TensorBoardCallback(run_dir / TRACKED[0], every=config.logging.every))
     if config.logging.wandb is not None:
-        require_package("wandb", "logging.wandb")
         callbacks.append(WandbCallback(config, run_dir, identifier=beginning))
     return callbacks
 

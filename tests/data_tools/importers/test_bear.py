@@ -96,7 +96,7 @@ def test_a_row_without_a_name_is_dropped_and_not_an_error(folder):
 def test_a_relation_without_metadata_and_a_folder_without_relations_are_refused(folder, tmp_path):
     path = folder([NILE])
     (path / "P31.jsonl").write_text(json.dumps(NILE))
-    with pytest.raises(InputError, match=r"metadata_relations\.json: says nothing of P31\.jsonl; did you mean 'P30'"):
+    with pytest.raises(InputError, match=r"metadata_relations\.json: does not mention P31\.jsonl; did you mean 'P30'"):
         list(import_bear(path))
     (tmp_path / "empty").mkdir()
     for place, problem in ((tmp_path / "empty", r"no \*\.jsonl files"), (tmp_path / "none", "not a folder")):

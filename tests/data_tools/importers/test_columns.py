@@ -67,7 +67,7 @@ def test_a_table_of_popqa_is_read_with_its_quoted_lists(tmp_path: Path) -> None:
     [found] = import_tsv(path, columns=parse_columns(["object_aliases=possible_answers"]))
     assert isinstance(found, Candidate)
     assert found.object_aliases == ("PL",)  # the name is no alias of its own
-    with pytest.raises(InputError, match=r"t\.tsv:2: object_aliases is no JSON list: \"\['a', 'b'\]\"; or put \|"):
+    with pytest.raises(InputError, match=r"t\.tsv:2: object_aliases is not a JSON list: \"\['a', 'b'\]\"; or put \|"):
         list(import_tsv(tsv(path, header, "\t".join((*FACT, "x", "1", "2", "", "['a', 'b']", "9", "")))))
 
 

@@ -24,5 +24,5 @@ def test_every_kind_of_malformed_line_is_skipped_where_errors_are(tmp_path):
     path.write_bytes(b'{"subject": 3}\n{oops\n[]\n"\xff"\n\n' + json.dumps(ROW).encode() + b"\n")
     rows = list(import_jsonl(path, skip_errors=True))
     assert [isinstance(row, Dropped) for row in rows] == [True, True, True, True, False]
-    with pytest.raises(InputError, match=r"t\.jsonl:1: subject is int"):
+    with pytest.raises(InputError, match=r"t\.jsonl:1: subject is a number, not a string"):
         list(import_jsonl(path))

@@ -125,7 +125,7 @@ def test_labels_that_are_numbers_are_their_text(tmp_path, label, name):
         ('\n{\n "triples": []\n}\n', "is one JSON object; expected an array of documents"),
         ('{"triples": []}\n', "is one JSON object; expected an array of documents"),
         ('{"triples": []}\n{"triples": []}\n', r"is JSON lines; make it one array of documents: jq -s \. FILE"),
-        ('"text"', "is no JSON array; expected an array of documents"),
+        ('"text"', "is not a JSON array; expected an array of documents"),
     ],
 )
 @pytest.mark.parametrize("skip_errors", [False, True])

@@ -442,5 +442,5 @@ def test_a_rank_that_needs_no_data_has_text_that_cannot_be_read(store: ExposureS
     none = MegatronText(None, sequence_length=LENGTH, sequences=SEQUENCES)
     dataset = InfusedDataset(dataset_of(store, text, 6).plan, none, store)
     assert len(dataset) == SEQUENCES
-    with pytest.raises(InputError, match="no dataset on this rank"):
+    with pytest.raises(InputError, match="this rank has no dataset"):
         dataset[0]

@@ -184,7 +184,7 @@ def test_only_a_finished_run_is_extended(tiny_run: Make, store: ExposureStore) -
     folder = finished(tiny_run(name="first"), store)
     (folder / "DONE").unlink()
     second = tiny_run(name="second", extends=folder, training={"token_budget": 30 * 8 * 64})
-    with pytest.raises(InputError, match=rf"extends: {folder}: is no finished run; finish it first"):
+    with pytest.raises(InputError, match=rf"extends: {folder}: is not a finished run; finish it first"):
         plan_of(second, store)
 
 

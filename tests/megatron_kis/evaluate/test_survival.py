@@ -66,7 +66,7 @@ def test_each_fact_is_followed_through_the_cells(
     capsys.readouterr()
     choices = ("--split", "train", "--output", str(output))
     assert main(["law", "survival", str(tmp_path), *choices]) == 2
-    assert "name the facts.jsonl of the runs' data with --facts" in capsys.readouterr().err
+    assert "give the facts.jsonl of the runs' data with --facts" in capsys.readouterr().err
     assert main(["law", "survival", str(tmp_path), *choices, "--facts", str(tiny_data / "facts.jsonl")]) == 0
     rows = table(output)
     assert f"{len(rows)} rows of 3 runs" in capsys.readouterr().out

@@ -116,7 +116,7 @@ def test_large_models_are_cut_into_numbered_files(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.slow
 def test_wrong_input_is_refused_and_leaves_nothing(tiny_run: MakeRun, tmp_path: Path) -> None:
     run = trained(tiny_run())
-    with pytest.raises(InputError, match="no whole checkpoint of step 7"):
+    with pytest.raises(InputError, match="no complete checkpoint of step 7"):
         export_huggingface(run, tmp_path / "hf", step=7)
     with pytest.raises(InputError, match=r"run\.json"):
         export_huggingface(tmp_path / "absent", tmp_path / "hf")

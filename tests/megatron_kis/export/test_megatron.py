@@ -62,5 +62,5 @@ def test_megatron_core_loads_an_exported_run(tiny_run: MakeRun, tmp_path: Path) 
     assert all(torch.equal(back[name], ours[name]) for name in names)
     with pytest.raises(InputError, match="not empty"):
         export_megatron(run, output)
-    with pytest.raises(InputError, match="no whole checkpoint of step 7"):
+    with pytest.raises(InputError, match="no complete checkpoint of step 7"):
         export_megatron(run, tmp_path / "other", step=7)

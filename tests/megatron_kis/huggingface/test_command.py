@@ -150,21 +150,24 @@ def test_answers_of_several_models_become_curves(asked: Asked, tmp_path: Path, c
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "kis probe: nothing to ask; give RUN_DIR, or --model DIR --questions FILE"),
+        ((), "kis probe: nothing to ask; give RUN_DIR, or --model DIR and --questions FILE"),
         (("--model", "model"), "--questions: are missing; make them with kis data questions"),
-        (("run", "--model", "model", "--questions", "q"), "RUN_DIR: does not go with --model"),
-        (("--model", "model", "--questions", "q", "--step", "5"), "--step: does not go with --model"),
-        (("--model", "model", "--questions", "q", "--all-templates"), "--all-templates: does not go with --model"),
-        (("--model", "model", "--questions", "q", "--probes", "{}"), "--probes: does not go with --model"),
-        (("run", "--questions", "q"), "--questions: does not go with a run; it belongs to --model DIR"),
-        (("run", "--dtype", "float32"), "--dtype: does not go with a run"),
-        (("run", "--frequency", "0"), "--frequency: does not go with a run"),
-        (("--model", "model", "--questions", "q", "--tokens", "5"), "--tokens: is for the row of a curve"),
+        (("run", "--model", "model", "--questions", "q"), "RUN_DIR: cannot be combined with --model"),
+        (("--model", "model", "--questions", "q", "--step", "5"), "--step: cannot be combined with --model"),
+        (
+            ("--model", "model", "--questions", "q", "--all-templates"),
+            "--all-templates: cannot be combined with",
+        ),
+        (("--model", "model", "--questions", "q", "--probes", "{}"), "--probes: cannot be combined with --model"),
+        (("run", "--questions", "q"), "--questions: cannot be combined with a run; use it with --model DIR"),
+        (("run", "--dtype", "float32"), "--dtype: cannot be combined with a run"),
+        (("run", "--frequency", "0"), "--frequency: cannot be combined with a run"),
+        (("--model", "model", "--questions", "q", "--tokens", "5"), "--tokens: needs --curves FILE.csv"),
         (("--model", "model", "--questions", "q", "--curves", "c"), "--tokens: is missing"),
         ((*CURVE, "--frequency", "nan"), "--frequency: is nan; 0 or more exposures"),
         ((*CURVE, "--frequency", "-1"), "--frequency: is -1.0"),
         ((*CURVE, "--frequency", "1", "--seed", "-1"), "--seed: is -1"),
-        (("--model", "model", "--questions", "q", "--outcomes", "q"), "--outcomes: q is read, too"),
+        (("--model", "model", "--questions", "q", "--outcomes", "q"), "--outcomes: q is also read"),
         (("--model", "model", "--questions", "q", "--scoring", "summ"), "--scoring: no scoring rule 'summ'"),
         (("--model", "model", "--questions", "q", "--dtype", "fp8"), "--dtype: unknown dtype 'fp8'"),
         (("--model", "model", "--questions", "q", "--device", "tpu"), "--device: unknown device 'tpu'"),
@@ -172,9 +175,12 @@ def test_answers_of_several_models_become_curves(asked: Asked, tmp_path: Path, c
         (("--model", "model", "--questions", "q", "--device-map", "all"), "--device-map: is 'all'"),
         (
             ("--model", "model", "--questions", "q", "--device-map", "auto", "--device", "cpu"),
-            "--device: does not go with device_map",
+            "--device: cannot be combined with device_map",
         ),
-        (("--model", "model", "--questions", "q", "--batch-tokens", "0"), "argument --batch-tokens: '0' is no count"),
+        (
+            ("--model", "model", "--questions", "q", "--batch-tokens", "0"),
+            "--batch-tokens: '0' is not a count",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -250,8 +256,8 @@ def break_(asked: Asked, folder: Path, how: str) -> tuple[Path, Path]:
 
 
 DAMAGE = {
-    "no folder": "there is no such folder; give the folder of a model",
-    "no config": "has no config.json: it is no folder of a model",
+    "no folder": "no such folder; give the folder of a model",
+    "no config": "has no config.json: it is not the folder of a model",
     "a run": "is the folder of a run; kis probe",
     "pickled": "has only pickled weights, which are not read",
     "other weights": "lacks 9 tensors of the model, the first model.layers.2.",
@@ -259,10 +265,10 @@ DAMAGE = {
     "weights of another size": "has another shape of 6 tensors of the model, the first",
     "damaged config": "hidden_size",
     "damaged weights": "cannot be loaded (",
-    "an encoder": "architectures is ['BertForMaskedLM'], and the causal model of bert is BertLMHeadModel",
-    "no head": "architectures is ['LlamaModel'], and the causal model of llama is LlamaForCausalLM",
+    "an encoder": "architectures is BertForMaskedLM; the causal model of bert is BertLMHeadModel",
+    "no head": "architectures is LlamaModel; the causal model of llama is LlamaForCausalLM",
     "translates": "t5 models are not causal; give a causal model",
-    "own code": "model_type 'mine' needs code of its own folder (auto_map), which is not run; load it in Python",
+    "own code": "model_type 'mine' needs code from its folder (auto_map), which is not run; load it in Python",
     "unknown": "this version of transformers does not know model_type 'mine'",
     "not JSON": "config.json:1",
     "no tokenizer": "has no tokenizer; expected one of tokenizer.json",
@@ -271,8 +277,8 @@ DAMAGE = {
     "joined": "questions.jsonl: asks twice about fact 'capital/",
     "no questions file": "questions.jsonl",
     "no questions": "has no questions; make them with kis data questions",
-    "empty": "schema is None",
-    "facts": "schema is None; expected 'kis.questions/1'",
+    "empty": "not a file of questions",
+    "facts": "not a file of questions; make it with kis data render or kis data questions",
     "ids only": "a question for another tokenizer, without subject and sentence; make them with kis data questions",
 }
 
@@ -393,10 +399,10 @@ def test_tasks_are_written_without_a_run(asked: Asked, tmp_path: Path, capsys: P
     again = ["export", "lm-eval", "--output", tmp_path / "u"]
     assert "--questions: is missing, and there is no RUN_DIR" in refused(capsys, *again)
     assert "--tokenizer: is missing" in refused(capsys, *again, "--questions", asked.questions)
-    assert "--exposures: does not go with --questions" in refused(
+    assert "--exposures: cannot be combined with --questions" in refused(
         capsys, *words[:-1], tmp_path / "u", "--exposures", "x"
     )
-    assert "--questions: does not go with RUN_DIR" in refused(capsys, *again, "run", "--questions", asked.questions)
+    assert "--questions: cannot be combined with" in refused(capsys, *again, "run", "--questions", asked.questions)
     assert "the folder is not empty" in refused(capsys, *words)
 
 

@@ -236,6 +236,18 @@ def test_what_is_not_a_plain_llama_is_refused_by_name_and_leaves_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
 
 
+@pytest.mark.parametrize(("eod", "said"), [("NOPE", "'NOPE' is not a token of"), ("", "is empty; name a token")])
+def test_an_end_of_documents_that_is_no_token_is_refused_by_its_option(
+    tiny_data: Path, tmp_path: Path, eod: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_model(tmp_path / "hf", tiny_data, **TIED)
+    assert main(["import", "hf", str(folder), "--output", str(tmp_path / "start"), "--eod", eod]) == 2
+    line = capsys.readouterr().err
+    assert f"--eod: {said}" in line
+    assert "partial" not in line
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
 def test_pickled_weights_are_not_read(tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_model(tmp_path / "hf", tiny_data, **TIED)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
@@ -258,7 +270,7 @@ def test_the_command_prints_the_model_section_that_a_run_needs(
     with open(tmp_path / "start" / "weights" / "__0_0.distcp", "r+b") as file:
         file.seek(-5000, 2)
         file.write(b"damage")
-    with pytest.raises(InputError, match="another content than was written"):
+    with pytest.raises(InputError, match="has changed since it was written"):
         train(tiny_run(model=section))
 
 

@@ -164,8 +164,8 @@ def test_without_a_run(tiny_data: Path, words: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "--kis-exposures: is missing, and there is no plan without it; give it, or --kis-run RUN.yaml in place"),
-        (["--kis-exposures", "x", "--kis-ratio", "0.1"], "--kis-output: is missing, and there is no plan without it"),
+        ([], "--kis-exposures: is missing; the exposure plan needs it; give it, or --kis-run RUN.yaml in place"),
+        (["--kis-exposures", "x", "--kis-ratio", "0.1"], "--kis-output: is missing; the exposure plan needs it"),
         (["--kis-run", "nowhere.yaml"], "nowhere.yaml: no such file"),
     ],
 )

@@ -129,7 +129,7 @@ def test_presets_shapes_and_files_are_planned(capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize("model", ["layers=2,width=64,heads=2,ffn_width:512", "layers=2,width=64,heads=2,layers=3"])
 def test_words_of_a_shape_that_would_be_passed_over_are_refused(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", model, "--tokens", "1e9"]) == 2
-    assert "is no list of keys and values; each once" in capsys.readouterr().err
+    assert "is not a list of keys and values; each once" in capsys.readouterr().err
 
 
 def test_the_time_of_a_run_is_of_its_precision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,7 +70,7 @@ def outcomes_of(arrays: dict[str, np.ndarray], count: int) -> bytes:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--step", "7"], "no whole checkpoint of step 7; steps that are there: 20"),
+        (["--step", "7"], "no complete checkpoint of step 7; available steps: 20"),
         (["--batch-size", "0"], "batch size: is 0; 1 or more"),
         (["--pipeline", "-1"], "parallel.pipeline: is -1; 1 or more"),
         (["--scoring", "summ"], "sum"),

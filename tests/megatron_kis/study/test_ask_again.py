@@ -61,7 +61,7 @@ def test_new_questions_are_asked_without_training_and_added_beside_the_old_ones(
 
     status, said = kis(capsys, "study", "plan", done)
     assert (status, hashes(out / "runs")) == (0, before)
-    assert "kis study probe asks the runs that have ended" in said
+    assert "kis study probe asks the finished runs again" in said
     assert "last checkpoint of each run" in said
     assert kis(capsys, "study", "status", done)[1].count("1 done") == 1
     status, said = kis(capsys, "study", "report", done)
@@ -96,7 +96,7 @@ def test_new_questions_are_asked_without_training_and_added_beside_the_old_ones(
 
     status, said = kis(capsys, "study", "probe", done)
     assert (status, hashes(out / "runs")) == (0, after)
-    assert "1 of 1 runs have ended" in said
+    assert "1 of 1 run finished" in said
     assert "1 of 1 were asked these questions already" in said
     assert kis(capsys, "study", "report", done)[0] == 0
     survival = done.parent / "survival.csv"
@@ -152,7 +152,7 @@ def test_runs_without_answers_are_shown_and_asked_by_study_run(done: Path, capsy
     before = hashes(out / "runs")
     edited(done, probes={"moments": {"shares": [1.0]}, "facts_per_group": 4})
     said = kis(capsys, "study", "status", done)[1]
-    assert "1 runs: 1 unasked" in said
+    assert "1 run: 1 unasked" in said
     assert "1 complete run has answers to other questions: probes." in " ".join(said.split())
     assert "probes.facts_per_group all -> 4" in " ".join(said.split())
     assert "kis study probe asks those of the study" in " ".join(said.split())
@@ -161,11 +161,11 @@ def test_runs_without_answers_are_shown_and_asked_by_study_run(done: Path, capsy
 
     status, said = kis(capsys, "study", "run", done)
     assert status == 0, said
-    assert "1 runs that are done were asked other questions than the study's" in said
+    assert "1 finished run asked other questions than the study's" in said
     assert f"asking {RUN} (1 of 1)" in said
     assert {name: text for name, text in hashes(out / "runs").items() if name in before} == before
     assert set(load_runs(out).probes["facts"]) == {4}
-    assert "1 runs: 1 done" in kis(capsys, "study", "status", done)[1]
+    assert "1 run: 1 done" in kis(capsys, "study", "status", done)[1]
 
     after = hashes(out / "runs")
     status, said = kis(capsys, "study", "run", done)
@@ -224,7 +224,7 @@ def test_a_file_in_the_place_of_the_answers_is_refused_before_anything_is_writte
     before = hashes(done.parent / "out")
     status, said = kis(capsys, "study", "probe", done)
     assert status == 2
-    assert f"{place}: is a file where a folder is wanted" in said
+    assert f"{place}: is a file, not a folder" in said
     assert hashes(done.parent / "out") == before
 
 
@@ -256,8 +256,8 @@ def test_a_run_without_its_last_checkpoint_is_named_and_the_others_are_reported(
     assert status == 1
     assert f"{RUN} could not be asked: " in said
     last = said.splitlines()[-1]
-    assert last.startswith(f"kis: error: 1 of 1 runs could not be asked: {RUN}: ")
-    assert "has no whole checkpoint of step 10" in last
+    assert last.startswith(f"kis: error: 1 of 1 run could not be asked: {RUN}: ")
+    assert "has no complete checkpoint of step 10" in last
     assert not list(run.glob("asked/*"))
 
 
@@ -271,7 +271,7 @@ def test_the_plan_says_how_many_bytes_the_last_checkpoint_takes(done: Path, caps
 
 
 @pytest.mark.parametrize(
-    ("count", "said"), [(850e3, "850 kB"), (1.24e6, "1.2 MB"), (98.7e9, "99 GB"), (3.41e12, "3.4 TB")]
+    ("count", "said"), [(10, "10 bytes"), (850e3, "850 kB"), (1.24e6, "1.2 MB"), (98.7e9, "99 GB"), (3.41e12, "3.4 TB")]
 )
 def test_bytes_are_said_as_people_say_them(count: float, said: str) -> None:
     assert in_bytes(count) == said
@@ -283,17 +283,17 @@ def test_what_cannot_be_asked_is_refused_and_nothing_is_written(
     (tmp_path / "new").mkdir()
     status, said = kis(capsys, "study", "probe", write_study(tmp_path / "new", tiny_sources))
     assert status == 2
-    assert "no run has ended; kis study run trains them" in said
+    assert "no run is finished; kis study run trains them" in said
     assert not (tmp_path / "new" / "out").exists()
     status, said = kis(capsys, "study", "probe", done, "--batch-size", "0")
     assert (status, said) == (2, "kis: error: --batch-size: is 0; use at least 1\n")
     run = done.parent / "out" / "runs" / RUN
     before = hashes(run)
     for words, named in (
-        (["--keep", "--step", "5"], "--step: does not go with --keep"),
-        (["--keep", "--histories", tmp_path / "moments.csv"], "--histories: does not go with --keep"),
-        (["--keep", "--all-templates", "--json"], "--json: does not go with --keep"),
-        (["--keep", "--all-templates", "--batch-size", "0"], "batch size: is 0"),
+        (["--keep", "--step", "5"], "--step: cannot be combined with --keep"),
+        (["--keep", "--histories", tmp_path / "moments.csv"], "--histories: cannot be combined with --keep"),
+        (["--keep", "--all-templates", "--json"], "--json: cannot be combined with --keep"),
+        (["--keep", "--all-templates", "--batch-size", "0"], "--batch-size: is 0"),
         (["--keep", "--exposures", tmp_path / "none"], "none.questions.jsonl"),
     ):
         status, said = kis(capsys, "probe", run, *words)
@@ -302,10 +302,10 @@ def test_what_cannot_be_asked_is_refused_and_nothing_is_written(
     (run / "DONE").rename(run / "DONE.away")
     status, said = kis(capsys, "probe", run, "--keep")
     assert status == 2
-    assert "is no finished run" in said
+    assert "is not a finished run" in said
     status, said = kis(capsys, "study", "probe", done, "--only", RUN)
     assert status == 2
-    assert said.endswith(f"--only: not ended yet: {RUN}; kis study run trains them\n")
+    assert said.endswith(f"--only: not finished: {RUN}; kis study run trains them\n")
 
 
 def test_what_is_missing_or_damaged_is_named_with_what_to_do(done: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,10 +60,10 @@ def test_a_status_of_an_edited_study_does_not_call_an_old_run_done(
     assert found["runs"][0]["differs"] == ["training.optimizer.learning_rate 0.003 -> 0.0001"]
     assert main(["study", "status", str(done), change]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("small: 1 runs: 1 other settings")
+    assert said.startswith("small: 1 run: 1 other settings")
     assert f"1 complete run has other settings: training.optimizer.learning_rate 0.003 -> 0.0001 ({RUN})" in said
     assert main(["study", "watch", str(done), change]) == 1
-    assert "1 of 1 runs are there with other settings" in capsys.readouterr().err
+    assert "1 of 1 run with other settings" in capsys.readouterr().err
     for same in ("executor.workers=2", "device=auto", "ladder=[{layers: 1, width: 16, heads: 2, micro_batch_size: 4}]"):
         assert main(["study", "status", "--json", str(done), same]) == 0
         assert json.loads(capsys.readouterr().out)["states"] == {"done": 1}, same
@@ -104,7 +104,7 @@ def test_an_output_of_another_study_is_refused_and_a_renamed_study_is_the_same(
             assert f"holds another study, 'small', {said}" in capsys.readouterr().err, words
     assert tree(done.parent) == before
     assert main(["study", "run", str(done), "name=renamed"]) == 0
-    assert "renamed: 1 runs, 1 done already" in capsys.readouterr().err
+    assert "renamed: 1 run, 1 done already" in capsys.readouterr().err
 
 
 def test_data_without_runs_belong_to_their_study_too(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,7 +141,7 @@ def test_a_study_is_the_same_from_every_folder(
         for step in ("status", "plan"):
             assert main(["study", step, "--json", str(file)]) == 0
         assert main(["study", "status", str(file)]) == 0
-        assert "1 runs: 1 done" in capsys.readouterr().out
+        assert "1 run: 1 done" in capsys.readouterr().out
     assert tree(done.parent) == before
     assert main(["study", "run", "../w/study.yaml"]) == 0
     assert "1 done already" in capsys.readouterr().err
@@ -163,7 +163,7 @@ def test_a_copied_study_stands_for_itself(
     monkeypatch.chdir("/")
     capsys.readouterr()
     assert main(["study", "status", str(copy / "study.yaml")]) == 0
-    assert "1 runs: 1 done" in capsys.readouterr().out
+    assert "1 run: 1 done" in capsys.readouterr().out
     (copy / "report.html").unlink()
     assert main(["study", "report", str(copy / "study.yaml")]) == 0
     assert (copy / "report.html").exists()

@@ -426,7 +426,7 @@ def test_a_lock_keeps_a_second_executor_out(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(files, "_DYING", 0.2)
     with open(tmp_path / ".lock", "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(JobError, match="another 'kis study run' is at work here"):
+        with pytest.raises(JobError, match="another 'kis study run' is running here"):
             run_all(tmp_path, [run_of(tmp_path, "a")])
     assert not (tmp_path / "runs").exists()
     assert run_all(tmp_path, [run_of(tmp_path, "a")]).done == ("a",)
@@ -447,7 +447,7 @@ def test_the_data_of_a_study_at_work_are_not_made_again(
     study = write_study(tmp_path, tiny_sources)
     with study_lock(tmp_path / "out"):
         assert main(["study", "run", str(study), "data.seed=7"]) == 1
-    assert "another 'kis study run' is at work here" in capsys.readouterr().err
+    assert "another 'kis study run' is running here" in capsys.readouterr().err
     assert not (tmp_path / "out" / "data").exists()
 
 

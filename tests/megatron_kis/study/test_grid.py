@@ -152,7 +152,7 @@ def test_listed_runs_stand_next_to_the_grid_or_without_one() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"size": "cpu-33"}, "study: runs.1.size: 'cpu-33' is no size of the ladder; did you mean 'cpu-32'"),
+        ({"size": "cpu-33"}, "study: runs.1.size: 'cpu-33' is not a size of the ladder; did you mean 'cpu-32'"),
         ({"size": "cpu-32", "seed": 4}, "study: runs.1: the same run is in the grid already"),
         ({"frequency": 8}, "study: runs.1: the same run is runs.0 already"),
         ({"frequency": -8}, "study: runs.1.frequency: is -8; must be at least 0"),

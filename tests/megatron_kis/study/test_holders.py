@@ -53,7 +53,7 @@ def test_a_plan_makes_data_next_to_the_study_and_run_takes_them_over(
 ) -> None:
     assert main(["study", "plan", str(fresh)]) == 0
     planned = fresh.parent / ".out.planned"
-    assert f"the data are made in {planned}" in capsys.readouterr().err
+    assert f"the data are prepared in {planned}" in capsys.readouterr().err
     assert not (fresh.parent / "out").exists()  # not even a lock
     names = ("facts.jsonl", "tokenizer.model", "corpus.bin", "corpus.validation.bin", "exposures.bin")
     made = {name: (planned / "data" / name).stat().st_ino for name in names}
@@ -73,7 +73,7 @@ def test_a_plan_next_to_a_run_at_work_disturbs_nothing(prepared: Path, capsys: p
         assert tree(prepared.parent / "out") == before
         assert main(["study", "run", str(prepared), "data.seed=7"]) == 1
         assert tree(prepared.parent / "out" / "data") == tree_of_data
-    assert "another 'kis study run' is at work here" in capsys.readouterr().err
+    assert "another 'kis study run' is running here" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -103,7 +103,7 @@ def test_a_plan_reads_data_that_differ_in_versions_alone_where_runs_hold_them(
     before = tree(done.parent)
     assert main(["study", "plan", str(done)]) == 0
     said = capsys.readouterr().err
-    assert "the data stay as they are, runs were made with them (versions.code " in said
+    assert "the data are kept because runs were trained on them (versions.code " in said
     assert tree(done.parent) == before
 
 
@@ -198,7 +198,7 @@ def test_a_queue_that_cannot_be_asked_holds_data_until_all_of_its_runs_are_done(
     write_tasks(folder, [("small", 0, ["a"])])
     found = holders_of(tmp_path, THERE)
     assert found.unknown == ("11",)
-    assert "1 job that may still wait or run (SLURM: there is no scontrol here" in str(found)
+    assert "1 job that may still wait or run (SLURM: scontrol is not installed here" in str(found)
     (run_record(tmp_path, "a", corpus="d" * 64) / "DONE").touch()
     assert not holders_of(tmp_path, THERE)
 

@@ -59,7 +59,7 @@ def test_cancel_ends_it_and_says_so(tmp_path: Path, tiny_sources: Sources, capsy
     study = write_study(tmp_path, tiny_sources)
     with holder(tmp_path / "out") as process:
         assert main(["study", "submit", str(study)]) == 1  # its data job would find the study taken
-        assert f"at work on this study here (process {process.pid})" in capsys.readouterr().err
+        assert f"running this study here (process {process.pid})" in capsys.readouterr().err
         assert main(["study", "cancel", str(study)]) == 0
         assert f"kis study run was ended (process {process.pid})" in capsys.readouterr().out
         assert process.wait() == 75
@@ -68,7 +68,7 @@ def test_cancel_ends_it_and_says_so(tmp_path: Path, tiny_sources: Sources, capsy
 
 
 def test_one_that_does_not_end_is_an_error_and_our_own_lock_is_not_meant(tmp_path: Path) -> None:
-    with holder(tmp_path, "deaf"), pytest.raises(JobError, match="has not after"):
+    with holder(tmp_path, "deaf"), pytest.raises(JobError, match="still runs after"):
         end_study_run(tmp_path, seconds=0.3)
     with study_lock(tmp_path / "own"):
         assert lock_holders(tmp_path / "own") == []

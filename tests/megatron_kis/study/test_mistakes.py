@@ -83,7 +83,7 @@ MISTAKES: list[tuple[Callable[[Path], None], list[str]]] = [
         ["triples.tsv:1: looks like a header", "data.facts_columns: [subject=NAME]"],
     ),
     (emptied, ["text.jsonl: no text to train a tokenizer on"]),
-    (setting("data.select.infused", 30), ["triples.tsv: relation 'painter_teacher' is to give", "24 usable ones"]),
+    (setting("data.select.infused", 30), ["triples.tsv: relation 'painter_teacher' must provide", "24 usable ones"]),
     (setting("data.validation_share", 1e-9), ["text.jsonl: no documents for the validation split", "a larger share"]),
     (setting("data.facts", "t.tsv"), ["study.yaml: data.facts: there is no t.tsv"]),
     (setting("data.vocab_size", 8000), ["study.yaml: data.vocab_size: no tokenizer of 8000 pieces", "at most"]),
@@ -123,7 +123,7 @@ def test_an_output_that_is_a_file_is_refused_by_its_key(
 ) -> None:
     study.with_name("out").write_text("mine")
     line = refused(capsys, "study", *command.split(), "study.yaml", "output=out")
-    assert "error: output: out: is a file where a folder is wanted" in line
+    assert "error: output: out: is a file, not a folder" in line
     assert study.with_name("out").read_text() == "mine"
 
 
@@ -154,7 +154,7 @@ def test_an_option_that_is_no_number_is_told_in_words(capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit) as ended:
         main(["data", "facts", "--input", "t.tsv", "--from", "tsv", "--output", "f.jsonl", "--infused", "many"])
     assert ended.value.code == 2
-    assert "argument --infused: 'many' is no whole number" in capsys.readouterr().err
+    assert "argument --infused: 'many' is not a whole number" in capsys.readouterr().err
 
 
 def test_empty_and_missing_files_are_told_as_such(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,3 +183,77 @@ def test_a_study_and_a_run_in_place_of_each_other_are_named(study: Path, capsys:
         assert "run.yaml: is a run, not a study; kis train trains it" in refused(capsys, "study", step, run.name)
     run.write_text(yaml.safe_dump({"name": "one", "ladder": [{"preset": "cpu-48"}], "model": {}}))
     assert "run.yaml: " in (said := refused(capsys, "study", "plan", run.name)) and "not a study" not in said
+
+
+UNUSABLE: list[tuple[list[str], str]] = [
+    (["study", "plan", "study.yaml", "data.text=[]"], "data.text: is an empty list; name at least one file"),
+    (
+        ["study", "plan", "study.yaml", "ladder=[{preset:", "cpu-33}]"],
+        "ladder=[{preset:: not valid YAML (expected the node content, but found '<stream end>'); put the whole setting",
+    ),
+    (["study", "plan", "study.yaml", "data.facts=."], ".: is a folder; tsv is one file; folders are bear, lama"),
+    (["study", "plan", "study.yaml", "analysis.law=M"], "analysis.law: unknown law 'M'; valid: "),
+    (["study", "plan", "text.jsonl"], "text.jsonl:2: not valid YAML"),
+    (["study", "status", "."], "error: .: is a folder; give the study file, such as study.yaml"),
+    (["study", "watch", "study.yaml", "--every", "inf"], "--every: is inf; give seconds, at most 86400, such as 5"),
+    (["study", "watch", "study.yaml", "--every", "nan"], "--every: is nan; give seconds"),
+    (["study", "logs", "study.yaml", "nope"], "RUN: no run 'nope' in this study; valid: 1x16_D5.12k_F0_s0"),
+    (["study", "probe", "study.yaml", "--batch-size", "-1"], "--batch-size: is -1; use at least 1"),
+    (["study", "report", "study.yaml"], "out: has no runs yet; kis study run trains them"),
+    (["study", "submit", "study.yaml", "--dry-run", "--templates", "nope"], "nope: is not a folder; copy "),
+    (["plan", "study.yaml", "--tokens", "1e9"], "--tokens: cannot be combined with a file"),
+    (["plan", "triples.tsv"], "MODEL: preset: no model preset 'triples.tsv'; valid: "),
+    (["train", "study.yaml"], "study.yaml: is a study, not a run; kis study run trains its runs"),
+    (["train", "."], ".: cannot be read (Is a directory); name a file in it"),
+    (["probe", "nowhere", "--batch-size", "0"], "--batch-size: is 0; use 1 or more"),
+    (["probe", "nowhere", "--tensor", "0"], "--tensor: is 0; use 1 or more"),
+    (["probe", "nowhere", "--device", "gpu"], "--device: unknown device 'gpu'; valid: auto, cpu, cuda"),
+    (["probe", "nowhere"], "nowhere: no such folder; give the folder of a run"),
+    (["probe", "."], ".: has no run.json; give the folder of a run"),
+    (["export", "hf", "study.yaml", "--output", "hf"], "study.yaml: is a file; give the folder of a run"),
+    (["import", "hf", "study.yaml", "--output", "st"], "study.yaml: is a file; give the folder of a model"),
+    (["import", "megatron", "study.yaml", "--output", "st"], "study.yaml: is a file; give the folder of a checkpoint"),
+    (["import", "hf", "nowhere", "--output", "st"], "nowhere: no such folder; give the folder of a model"),
+    (
+        ["law", "collapse", "study.yaml", "--output", "p.csv"],
+        "study.yaml: is a file; give a folder of runs, or a study",
+    ),
+    (
+        ["law", "predict", "triples.tsv", "--params", "7b"],
+        "triples.tsv:1: not valid JSON (Expecting value); expected 'k",
+    ),
+    (["law", "predict", "empty", "--params", "7b"], "empty: is empty; expected 'kis.law/1'"),
+    (["law", "predict", "nowhere", "--params", "7b"], "error: nowhere: no such file"),
+    (["law", "validate", "empty", "--points", "p.csv"], "empty: is empty; expected 'kis.prediction/1'"),
+    (["data", "leaks", "--input", "text.jsonl", "--facts", "triples.tsv"], "malformed JSON line (Expecting value)"),
+    (["data", "inspect", "text.jsonl", "--sample", "-1"], "--sample: is -1; use 0 or more documents"),
+    (["data", "inspect", "text.jsonl", "--recount"], "--recount: needs a run; give RUN_DIR, or leave it out"),
+    (["data", "inspect", "folder"], "folder: is a folder, not a prefix; give the prefix of a corpus, such as folder/c"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), UNUSABLE, ids=[" ".join(words) for words, _ in UNUSABLE])
+def test_an_unusable_argument_is_refused_by_its_name_and_nothing_is_written(
+    study: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study.with_name("empty").touch()
+    study.with_name("folder").mkdir()
+    before = sorted(path.name for path in study.parent.iterdir())
+    assert said in refused(capsys, *words)
+    assert sorted(path.name for path in study.parent.iterdir()) == before
+
+
+def test_a_part_of_a_setting_that_a_shell_cut_off_is_explained(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["study", "submit", "study.yaml", "--dry-run", "--only", "a", "--json", "cluster={gres: x", "--bad]"])
+    assert "unrecognized arguments: --bad]; put a setting with spaces in quotes" in capsys.readouterr().err
+
+
+def test_a_run_in_place_of_a_model_or_of_runs_is_named(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = study.with_name("run")
+    run.mkdir()
+    (run / "run.json").write_text("{}")
+    (run / "outcomes").mkdir()
+    assert "run: is the folder of a run of kis; kis exp" in refused(capsys, "import", "hf", "run", "--output", "s")
+    assert "run: is a single run; give a folder of runs" in refused(capsys, "law", "collapse", "run", "--output", "p")
+    assert "--tokenizer: cannot be combined with a run" in refused(capsys, "data", "inspect", "run", "--tokenizer", "t")

@@ -61,14 +61,14 @@ def remarks(study: Path, capsys: pytest.CaptureFixture[str], *changes: str) -> d
 
 COMMANDS = ["plan", "run", "submit --dry-run"]
 WRONG = {
-    "analysis.split=heldout": "'heldout' is no split of the templates; did you mean 'held_out'?",
-    "analysis.scoring=statment": "analysis.scoring: 'statment' is no scoring rule; did you mean 'statement'?",
+    "analysis.split=heldout": "'heldout' is not a split of the templates; did you mean 'held_out'?",
+    "analysis.scoring=statment": "analysis.scoring: 'statment' is not a scoring rule; did you mean 'statement'?",
     "probes.templates={train: 1}": (
         "analysis.split: 'held_out' is not asked, probes.templates leaves held_out out; ask for it there, or analyse "
         "one that is asked: train"
     ),
     "probes.templates={train: 1, held_out: 0}": "probes.templates has 0 of held_out",
-    "analysis.law=N and E": "analysis.law: no law 'N and E'; did you mean 'N and D'?",
+    "analysis.law=N and E": "analysis.law: unknown law 'N and E'; did you mean 'N and D'?",
 }
 
 
@@ -163,7 +163,7 @@ def test_the_plan_and_the_commands_that_train_say_it(study: Path, capsys: pytest
     assert main(["study", "plan", str(study), "predict=[1e6]"]) == 0
     printed = capsys.readouterr().out
     assert "design check: what this study can show\n- infused: 16 facts, 1 seed: " in printed
-    assert "to change before training:\n- " in printed
+    assert "change before training:\n- " in printed
     assert "- ladder: predict asks for a law" in printed
     assert main(["study", "submit", "--dry-run", str(study), "predict=[1e6]"]) == 0
     assert "small: ladder: predict asks for a law" in capsys.readouterr().err

@@ -65,7 +65,7 @@ def test_a_run_of_several_ranks_gets_whole_gpus_and_waits_for_them(tmp_path: Pat
 
 def test_a_run_that_fits_nowhere_is_refused_at_once(tmp_path: Path) -> None:
     large = run_of(tmp_path, "large", parallel={"pipeline": 4})
-    with pytest.raises(InputError, match="run large: parallel: needs 4 GPUs, and there are 2"):
+    with pytest.raises(InputError, match="run large: parallel: needs 4 GPUs; this machine has 2"):
         pool_of(gpus=("0", "1")).check([large])
     pool_of().check([large])  # processes on the host need no GPU
     pool_of(gpus=("0", "1")).check([run_of(tmp_path, "host", device="cpu", parallel={"pipeline": 4})])

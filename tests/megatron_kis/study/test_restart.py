@@ -68,7 +68,7 @@ def test_a_study_that_left_runs_to_others_says_so_after_its_report(
     left = run_kis("study", "run", study, "--restart")
     assert left.returncode == 75
     assert f"{CELL} was left to another executor" in left.stderr
-    assert "kis: error: 1 of 2 runs were left to other executors" in left.stderr
+    assert "kis: error: 1 of 2 runs left to other executors" in left.stderr
     assert (tmp_path / "out" / "report.html").exists()
     assert not (held.folder / "attempts.jsonl").exists()  # it is at work: its next attempt is not ours to decide
     held.release()
@@ -103,10 +103,10 @@ def test_settings_are_taken_wherever_they_stand(
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (["study", "run", "seeds=[1]", "S.yaml"], "seeds=[1]: is given where STUDY.yaml is expected"),
-        (["train", "training.seed=1", "R.yaml"], "training.seed=1: is given where RUN.yaml is expected"),
-        (["study", "logs", "S.yaml", "seeds=[1]", "A"], "seeds=[1]: is given where a run is expected"),
-        (["study", "run", "S.yaml", "--only", "seeds=[1]"], "--only: names no run"),
+        (["study", "run", "seeds=[1]", "S.yaml"], "seeds=[1]: is not STUDY.yaml"),
+        (["train", "training.seed=1", "R.yaml"], "training.seed=1: is not RUN.yaml"),
+        (["study", "logs", "S.yaml", "seeds=[1]", "A"], "seeds=[1]: is not the name of a run"),
+        (["study", "run", "S.yaml", "--only", "seeds=[1]"], "--only: is not the name of a run"),
     ],
 )
 def test_settings_that_stand_for_something_else_are_named(

@@ -57,7 +57,7 @@ def test_a_fact_that_received_something_else_is_named_and_fails(
     assert main(["data", "inspect", str(folder)]) == 1
     shown = capsys.readouterr()
     assert f"{fact}: 6 expected, 5 received" in shown.out
-    assert "1 facts did not get what the plan promised" in shown.err
+    assert "1 fact did not get the planned exposures" in shown.err
     assert audit_run(folder, recount=Progress())["background"]["differences"] == {
         fact: {"expected": 6, "received": 5, "recounted": 6}
     }

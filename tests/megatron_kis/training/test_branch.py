@@ -73,7 +73,7 @@ def test_a_branch_that_is_cut_off_goes_on_without_being_told_where_it_came_from(
     ("changes", "at", "said"),
     [
         ({}, 20, "rate is not stable there"),
-        ({}, 7, "has no whole checkpoint of step 7"),
+        ({}, 7, "has no complete checkpoint of step 7"),
         ({"optimizer": {"decay_share": 0.9}}, 10, "warming up or decaying there already"),
         ({"optimizer": {"learning_rate": 1e-3}}, 10, r"other settings: training\.optimizer\.learning_rate"),
         ({"optimizer": {"schedule": "cosine"}}, 10, r"other settings: training\.optimizer\.schedule"),

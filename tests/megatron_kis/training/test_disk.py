@@ -128,7 +128,7 @@ def test_an_output_that_is_a_file_is_wrong_input(
     config = tiny_run(output=file if at == "output" else file / "run")
     path.write_text(config.model_dump_json(), encoding="utf-8")
     assert cli.main(["train", str(path)]) == 2
-    said = f"kis: error: {file}: is a file where a folder is wanted; choose another place"
+    said = f"kis: error: {file}: is a file, not a folder; choose another place"
     assert said in capsys.readouterr().err
     assert file.read_text() == "mine"
 
@@ -141,7 +141,7 @@ def test_all_ranks_end_alike_and_without_a_traceback(tiny_run: MakeRun, tmp_path
     with Ranks(config, 2) as ranks:
         assert ranks.wait(seconds=60) == [2, 2], ranks.said()
         assert "Traceback" not in ranks.said()
-        assert ranks.said().count("is a file where a folder is wanted") == 2
+        assert ranks.said().count("is a file, not a folder") == 2
 
 
 @pytest.mark.slow
@@ -177,7 +177,7 @@ def test_half_precision_is_not_trained_on_a_cpu_and_can_be_asked_there(
     path = tmp_path / "run.yaml"
     path.write_text(config.model_dump_json(), encoding="utf-8")
     assert cli.main(["train", str(path)]) == 2
-    assert "kis: error: training.precision: is bf16, which is not trained on a CPU" in capsys.readouterr().err
+    assert "kis: error: training.precision: is bf16; a CPU cannot train in bf16" in capsys.readouterr().err
     assert not config.output.exists()
     with monkeypatch.context() as patch:  # a checkpoint as CUDA leaves it
         patch.setattr(module, "check_precision", lambda *_, **__: None)

@@ -111,5 +111,5 @@ def test_files_that_have_other_fingerprints_than_asked_for_are_refused(tiny_run:
 
 
 def test_a_fingerprint_of_something_else_is_refused(tiny_run: MakeRun) -> None:
-    with pytest.raises(InputError, match=r"no fingerprint of 'corpse'; did you mean 'corpus'"):
+    with pytest.raises(InputError, match=r"'corpse' has no fingerprint; did you mean 'corpus'"):
         tiny_run(data={"fingerprints": {"corpse": "0" * 64}})

@@ -71,7 +71,7 @@ def test_no_run_begins_again_by_itself_where_checkpoints_lie(tiny_run: MakeRun) 
         train(config)
     said = str(refused.value)
     assert refused.value.exit_status == 2
-    assert "step 10: index.json has another content than was written" in said
+    assert "step 10: index.json has changed since it was written" in said
     assert "step 5: checkpoint.json is missing" in said
     assert "--restart" in said
     after = content(config)
@@ -138,7 +138,7 @@ def test_a_lost_log_is_restored_from_the_checkpoint(
     train(config)
     said = capfd.readouterr().err
     assert "resuming from step 10 of 20" in said
-    assert f"{log} was not as it had been written; restored from the checkpoint" in said
+    assert f"{log} had changed since it was written; restored from the checkpoint" in said
     assert losses(config.output) == losses(whole.output)
     for log_name in LOGS:
         keys = [
@@ -280,12 +280,12 @@ def test_a_probe_and_a_branch_say_why_a_checkpoint_cannot_be_used(
     for folder in (trunk.output / "checkpoints").iterdir():
         (folder / "__0_0.distcp").unlink()
     branch = trunk_of(tiny_run, "branch", 16)
-    with pytest.raises(InputError, match=r"no whole checkpoint \(step 10: __0_0\.distcp is missing; step 5: "):
+    with pytest.raises(InputError, match=r"no complete checkpoint \(step 10: __0_0\.distcp is missing; step 5: "):
         train(branch, branch_from=str(trunk.output))
     assert not (branch.output / "run.json").exists()
     assert main(["probe", str(trunk.output), "--device", "cpu", "--step", "5"]) == 2
     said = capsys.readouterr().err
-    assert "no whole checkpoint of step 5 (step 5: __0_0.distcp is missing); steps that are there: 5, 10" in said
+    assert "no complete checkpoint of step 5 (step 5: __0_0.distcp is missing); available steps: 5, 10" in said
     assert len(list((trunk.output / "checkpoints").iterdir())) == 2
 
 

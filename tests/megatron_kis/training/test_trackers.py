@@ -99,8 +99,10 @@ def test_a_tracker_that_is_not_installed_is_named(
 ) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == key else find(name, *rest))
+    config = tiny_run(logging={key: value})
     with pytest.raises(InputError, match=rf"logging\.{key}: the package {key} is not installed; pip install {key}"):
-        train(tiny_run(logging={key: value}))
+        train(config)
+    assert not config.output.exists()
 
 
 @pytest.mark.slow

@@ -70,7 +70,7 @@ def test_a_ratio_is_one_of_the_whole_run() -> None:
     assert shown(made, "infused", range(BEGIN)) == 0
     with pytest.raises(
         InputError,
-        match=r"infusion_ratio: 0\.7 of 25600 tokens is more than .* fits is about 0\.562",
+        match=r"infusion_ratio: 0\.7 of 25,600 tokens is more than .* fits is about 0\.562",
     ):
         plan(None, ratio=0.7)
     assert plan(None, ratio=0.562).infusion_ratio == pytest.approx(0.562, abs=0.001)
@@ -225,7 +225,7 @@ def test_without_the_trunks_checkpoint_a_run_trains_all_and_says_so(
     shutil.rmtree(trunk / "checkpoints" / "step-00000010")
     with caplog.at_level(logging.WARNING):
         folder = train(run(tiny_run, "branch", {"frequency": 8}, trunk=trunk))
-    assert "trunk has no whole checkpoint of step 10; branch trains the steps until there itself" in caplog.text
+    assert "trunk has no complete checkpoint of step 10; branch trains the steps until there itself" in caplog.text
     assert results(folder) == results(train(run(tiny_run, "alone", {"frequency": 8})))
 
 

@@ -110,7 +110,7 @@ def test_what_was_refused_or_never_answered_is_no_job(output: Path, monkeypatch:
 
 def test_without_slurm_the_reason_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(InputError, match=r"there is no scontrol here; submit on a machine of the cluster"):
+    with pytest.raises(InputError, match=r"scontrol is not installed here; submit on a machine of the cluster"):
         client.max_array_size()
 
 
@@ -141,6 +141,11 @@ def program(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
             "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)",
             JobError,
             "try again later",
+        ),
+        (
+            "sbatch: error: fetch_config: failed\nsbatch: fatal: Could not establish a configuration source",
+            InputError,
+            "sbatch: SLURM is not configured on this machine; submit on a machine of the cluster",
         ),
         ("sbatch: error: something new", InputError, "change cluster"),
     ],

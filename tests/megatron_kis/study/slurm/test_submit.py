@@ -163,7 +163,7 @@ def test_without_slurm_a_submission_says_so_and_writes_nothing(
 ) -> None:
     study = write_study(tmp_path, tiny_sources)
     assert main(["study", "submit", str(study)]) == 2
-    assert "SLURM: there is no scontrol here" in capsys.readouterr().err
+    assert "SLURM: scontrol is not installed here" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
