@@ -218,4 +218,4 @@ def _generator() -> np.random.Generator:
 
 def _caption(decision: Decision) -> str:
     end = "" if decision.most is None else f" All tokens are used at {fmt.dose(decision.slice, decision.most)}."
-    return f"Star: the recommended dose. {INDEPENDENT[0].upper()}{INDEPENDENT[1:]}.{end}"
+    return f"Star: the chosen dose. {INDEPENDENT[0].upper()}{INDEPENDENT[1:]}.{end}"

@@ -367,7 +367,7 @@ def test_the_report_says_how_much_to_infuse_into_every_size_that_it_predicts_for
     dose = f"As a first estimate, show each fact at most {first.dose:.0f} times. "  # one law does not fit its points
     kept = "there is no collapse of background facts and no loss on general text beyond its tolerance"
     assert f"{dose}With a probability of 95% {kept} at that dose." in page
-    assert "Limited by: collapse of background facts" in page and page.count("Star: the recommended dose") == 2
+    assert "Limited by: collapse of background facts" in page and page.count("Star: the chosen dose") == 2
     assert "infused facts known" not in page, "points tell no rates"
     written = {path.name for path in export(result, tmp_path)}
     assert {"decisions.csv", f"decision-{10**8}-{10**6}.svg"} <= written
