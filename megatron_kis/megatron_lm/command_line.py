@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import linecache
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
@@ -92,4 +93,7 @@ def _place(error: Exception) -> str:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return "Megatron-LM" if trace is None else f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
+    if trace is None:
+        return "Megatron-LM"
+    path, line = trace.tb_frame.f_code.co_filename, trace.tb_lineno
+    return f"{path}:{line}, which has `{linecache.getline(path, line).strip()}`"

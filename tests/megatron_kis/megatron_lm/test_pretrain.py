@@ -206,3 +206,25 @@ def test_without_a_run_everything_else_is_megatrons(tiny_data: Path, tmp_path: P
     assert differences_of(audit_run(tmp_path / "flags")) == 0
     assert {step for kind, step in losses(tmp_path / "flags") if kind == "validation"} == {5, 10}
     assert load_runs(tmp_path).runs["exposures_exact"].tolist() == [True]
+
+
+@pytest.mark.slow
+def test_a_run_records_the_weights_it_began_with_and_one_with_a_file_takes_none(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    words = ["--kis-exposures", tiny_data / "exposures", "--data-path", tiny_data / "corpus"]
+    words += [*WITHOUT_A_RUN.split(), "--data-cache-path", tmp_path / "cache"]
+    saved, load = tmp_path / "saved", ["--finetune", "--load", tmp_path / "saved"]
+    status, said = pretrain(
+        tmp_path, *words, "--kis-output", tmp_path / "first", "--save", saved, "--save-interval", 10
+    )
+    assert status == 0, said
+    status, said = pretrain(tmp_path, *words, "--kis-output", tmp_path / "second", *load)
+    assert status == 0, said
+    first, second = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("first", "second"))
+    assert second["settings"]["megatron_lm"] == first["settings"]["megatron_lm"] | {"start": str(saved)}
+    config = _config(tiny_data, tmp_path)
+    status, said = pretrain(tmp_path, "--kis-run", written(config), *load)
+    assert status == 2, said
+    assert f"the run would begin with the weights of {saved}" in said
+    assert not config.output.exists()

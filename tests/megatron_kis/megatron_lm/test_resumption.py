@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from megatron_kis.common.errors import InputError
-from megatron_kis.megatron_lm.resumption import file_of, read_progress, write_progress
+from megatron_kis.megatron_lm.resumption import file_of, read_progress, start_of, write_progress
 
 IDENTITY: dict[str, Any] = {
     "settings": {"training": {"seed": 1}},
@@ -20,7 +20,7 @@ IDENTITY: dict[str, Any] = {
 
 
 def kept(folder: Path, **changes: Any) -> Any:
-    args: Any = SimpleNamespace(save=folder, load=folder, iteration=500, consumed_train_samples=4000)
+    args: Any = SimpleNamespace(save=folder, load=folder, iteration=500, consumed_train_samples=4000, kis_run=None)
     content = {"sequences": 4000, "identity": IDENTITY, "state": {}, "ledger": [1], "logs": {}, "sessions": []}
     write_progress(args, 500, content | {"skipped": [], "elapsed": 1.0} | changes)
     return args
@@ -51,6 +51,28 @@ def test_another_run_is_refused_and_told_how_to_go_on(tmp_path: Path, change: di
     assert message.startswith(f"--load {tmp_path}: iteration 500 was trained ")
     assert said in message
     assert "--finetune" in message
+
+
+def test_a_run_with_a_file_is_not_told_to_begin_from_weights(tmp_path: Path) -> None:
+    args = kept(tmp_path)
+    args.kis_run = Path("run.yaml")
+    with pytest.raises(InputError) as caught:
+        read_progress(args, IDENTITY | {"precision": "fp32"})
+    assert "--finetune" not in str(caught.value) and "begin a new run" in str(caught.value)
+
+
+def test_the_weights_that_a_run_began_with_are_known_after_a_resume(tmp_path: Path) -> None:
+    pretrained, saved = tmp_path / "pretrained", tmp_path / "saved"
+    args: Any = SimpleNamespace(load=saved, pretrained_checkpoint=pretrained, iteration=0)
+    assert start_of(args) is None
+    for folder, expected in ((pretrained, pretrained), (saved, saved)):  # --load goes first
+        folder.mkdir()
+        (folder / "latest_checkpointed_iteration.txt").write_text("release", encoding="utf-8")
+        assert start_of(args) == str(expected)
+    settings = {"megatron_lm": {"start": str(pretrained)}}
+    resumed = kept(saved, identity=IDENTITY | {"settings": settings})
+    assert start_of(resumed) == str(pretrained)
+    assert start_of(kept(saved)) is None
 
 
 def test_a_checkpoint_without_a_plan_is_refused(tmp_path: Path) -> None:
