@@ -232,7 +232,7 @@ def test_a_wrong_argument_is_one_line(megatrons: argparse.ArgumentParser, words:
     [
         (AssertionError("expected\n  iteration-based training"), "expected iteration-based training"),
         (ValueError("heads"), "heads"),
-        (AssertionError(), r"refused by .*test_refusals\.py:\d+"),
+        (AssertionError(), r"refused by .*test_refusals\.py:\d+, which has `raise error`"),
     ],
 )
 def test_what_megatron_refuses_is_one_line(error: Exception, said: str) -> None:
