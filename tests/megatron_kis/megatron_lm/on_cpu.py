@@ -82,21 +82,26 @@ def _install() -> None:
     training.set_jit_fusion_options = lambda **_: None  # compiles kernels and runs them
 
 
-def _rank(words: list[str], environment: dict[str, str], log: Path) -> None:
+def _rank(words: list[str], environment: dict[str, str], log: Path, script: str) -> None:
     os.environ.update(environment)
     with open(log, "wb") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
     _install()
+    from megatron_kis.megatron_lm.gpt import forward_step, gpt_datasets, use_compiled_helpers
     from megatron_kis.run_scripts import pretrain_kis
 
     sys.argv = ["pretrain_kis.py", *words, *FLAGS]
     with _OnCpu():
+        if script:
+            use_compiled_helpers()
+            exec(script, {"train_valid_test_datasets_provider": gpt_datasets, "forward_step": forward_step})
+            sys.exit()
         sys.exit(pretrain_kis.main())
 
 
-def pretrain(folder: Path, *words: object, ranks: int = 1) -> tuple[int, str]:
-    """Runs ``pretrain_kis.py`` with arguments.
+def pretrain(folder: Path, *words: object, ranks: int = 1, script: str = "") -> tuple[int, str]:
+    """Runs ``pretrain_kis.py`` with arguments, or the lines of another ``script``.
 
     Returns:
         The largest exit status of its ranks, and what they have printed.
@@ -107,7 +112,7 @@ def pretrain(folder: Path, *words: object, ranks: int = 1) -> tuple[int, str]:
         environment = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_PORT": port}
         environment |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
         environment["TORCHDYNAMO_DISABLE"] = "1"
-        processes.append(SERVER.Process(target=_rank, args=([str(word) for word in words], environment, log)))
+        processes.append(SERVER.Process(target=_rank, args=([str(word) for word in words], environment, log, script)))
         processes[-1].start()
     for process in processes:
         process.join(180)

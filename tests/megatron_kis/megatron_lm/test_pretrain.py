@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ import pytest
 import yaml
 
 from megatron_kis.analysis.runs.load import load_runs
+from megatron_kis.cli.main import main
 from megatron_kis.config.run import RunConfig
 from megatron_kis.study.status import status_of
 from megatron_kis.training.audit import audit_run, differences_of
 from tests.forked import run_kis
 from tests.megatron_kis.megatron_lm.on_cpu import pretrain
+from tests.pages import ROOT, blocks
 from tests.run_files import rows
+from tests.runs import trained
 
 pytest.importorskip("megatron.training", reason="megatron.training is in megatron-core from 0.19 on (Python 3.12)")
 
@@ -31,6 +35,15 @@ WITHOUT_A_RUN = (
     " --micro-batch-size 4 --global-batch-size 8 --train-samples 80 --lr 1e-3 --lr-decay-style linear --swiglu"
     " --lr-warmup-samples 8 --tokenizer-type NullTokenizer --vocab-size 400 --eval-iters 1 --eval-interval 5"
     " --split 90,5,5 --kis-ratio 0.2 --kis-background-frequency 4 --kis-set probes.facts_per_group=8"
+)
+
+
+CONTINUED = (
+    "--use-checkpoint-args --ckpt-format torch_dist --dist-ckpt-strictness log_all --seq-length 64"
+    " --max-position-embeddings 64 --micro-batch-size 8 --global-batch-size 8 --train-samples 80 --lr 1e-3"
+    " --tokenizer-type NullTokenizer --vocab-size 400 --eval-iters 0 --eval-interval 10 --split 90,5,5"
+    " --kis-frequency 4 --kis-set probes.moments.shares=[0.0] probes.templates.train=2"
+    " probes.templates.held_out=1 probes.templates.question=1"
 )
 
 
@@ -228,3 +241,34 @@ def test_a_run_records_the_weights_it_began_with_and_one_with_a_file_takes_none(
     assert status == 2, said
     assert f"the run would begin with the weights of {saved}" in said
     assert not config.output.exists()
+
+
+@pytest.mark.slow
+def test_the_lines_of_the_page_are_a_whole_script(tiny_data: Path, tmp_path: Path) -> None:
+    page = blocks(ROOT / "docs" / "how-to" / "megatron-lm.md")
+    lines = next(block.text for block in page if block.language == "python")
+    words = ["--kis-exposures", tiny_data / "exposures", "--data-path", tiny_data / "corpus"]
+    words += [*WITHOUT_A_RUN.split(), "--data-cache-path", tmp_path / "cache", "--kis-output", tmp_path / "own"]
+    status, said = pretrain(tmp_path, *words, script=lines)
+    assert status == 0, said
+    assert differences_of(audit_run(tmp_path / "own")) == 0
+
+
+@pytest.mark.slow
+def test_an_exported_run_is_continued_and_knows_the_same(
+    tiny_run: Callable[..., RunConfig], tiny_data: Path, tmp_path: Path
+) -> None:
+    source = trained(tiny_run())
+    exported = tmp_path / "exported"
+    assert main(["export", "megatron", str(source), "--output", str(exported)]) == 0
+    words = ["--kis-exposures", tiny_data / "exposures", "--data-path", tiny_data / "corpus"]
+    words += ["--kis-output", tmp_path / "continued", "--data-cache-path", tmp_path / "cache", "--load", exported]
+    words += CONTINUED.split()
+    status, said = pretrain(tmp_path, *words)
+    assert status == 0, said
+    record = json.loads((tmp_path / "continued" / "run.json").read_text())
+    assert record["settings"]["megatron_lm"]["start"] == str(exported)
+    end = [row for row in probed(source) if row[0] == 20]
+    begin = [row for row in probed(tmp_path / "continued") if row[0] == 0]
+    assert [row[1:4] for row in begin] == [row[1:4] for row in end]
+    assert [row[4] for row in begin] == pytest.approx([row[4] for row in end], abs=1e-4)
