@@ -72,7 +72,7 @@ def test_the_tutorial_runs_from_its_first_command_to_its_last(tmp_path: Path) ->
     assert predicted and decided
     numbers = [int(number.replace(",", "")) for number in (*predicted.groups(), decided[1])]
     assert numbers == pytest.approx([1110, 677, 2000, 558], rel=0.1)  # intervals are drawn at random
-    assert "K\\* = 990 (622 to 1,701)" in page and "1 of 1 intervals hit" in said
+    assert "K\\* = 990 (622 to 1,701)" in page and "1 of 1 interval hit" in said
 
 
 def _write_law(path: Path) -> None:

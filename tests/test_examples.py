@@ -49,7 +49,10 @@ def test_the_gpt_dataset_example_infuses_exactly_what_it_says(tiny_data: Path, t
             "invented_domain.py: error: --minerals and --districts: at most",
         ),
         ("infuse_ddp --data {data} --output out --workers -1", "infuse_ddp.py: error: --workers -1: 0 or more"),
-        ("infuse_ddp --data {data} --output out --steps 0", "infuse_ddp.py: error: argument --steps: '0' is no count"),
+        (
+            "infuse_ddp --data {data} --output out --steps 0",
+            "infuse_ddp.py: error: argument --steps: '0' is not a count of at least 1",
+        ),
     ],
 )
 def test_wrong_input_ends_an_example_in_one_line(words: str, said: str, tiny_data: Path, tmp_path: Path) -> None:

@@ -230,7 +230,11 @@ def test_your_own_logs(folder: Path) -> None:
         if block.title:
             (folder / block.title).write_text(block.text, encoding="utf-8")
     for frequency, right in ((0, 30), (400, 20)):
-        tasks = {"my_facts": [0] * right + [1] * 10, "triviaqa_subset": [1] * right + [0] * 10, "capitals": [1, 0]}
+        tasks = {
+            "my_facts": [0] * right + [1] * (40 - right),
+            "triviaqa_subset": [1] * right + [0] * (40 - right),
+            "capitals": [1, 0],
+        }
         evaluate(folder / "evals" / f"160m-F{frequency}", tasks)
     said = "".join(execute(line, folder) for line in lines(page))
     text = page.read_text(encoding="utf-8")

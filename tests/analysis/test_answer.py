@@ -124,7 +124,7 @@ def test_a_law_of_few_models_gives_a_first_estimate_and_what_is_missing():
     first = answer(result)
     said = " ".join(first.target)
     assert "a first estimate: with a probability of 95%, earlier knowledge is kept" in said
-    assert "It rests on 3 models; a reliable law needs 5." in said
+    assert "It rests on 3 models; a law to act on needs 5." in said
     assert first.more == "To learn more: 2 more model sizes."
     assert sentence(result.decisions[0]).startswith("As a first estimate, show each fact at most ")
     of_loss = analyse_points(

@@ -136,7 +136,7 @@ def test_two_executors_do_not_meet(prepared: Path, capsys: pytest.CaptureFixture
     first = Kis(["study", "run", str(prepared)])
     wait_for(lambda: list(runs_of(prepared).glob("*/log.txt")) or first.poll() is not None)
     assert main(["study", "run", str(prepared)]) == 1
-    assert "another 'kis study run' is at work" in capsys.readouterr().err
+    assert "another 'kis study run' is running here" in capsys.readouterr().err
     first.send_signal(signal.SIGINT)
     first.communicate(timeout=60)
     assert first.returncode == 130
@@ -201,7 +201,7 @@ def test_proposed_runs_are_added_to_the_study_file_and_they_alone_are_trained(
     assert "runs" not in yaml.safe_load(study.read_text())  # asking changes nothing
 
     assert main([*propose, "--write"]) == 0
-    assert f"{len(proposed)} runs added to" in capsys.readouterr().out
+    assert f"{plural(len(proposed), 'run')} added to" in capsys.readouterr().out
     assert study.read_text().startswith("# my study\n")
     listed = yaml.safe_load(study.read_text())["runs"]
     assert listed == [

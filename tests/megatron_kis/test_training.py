@@ -202,7 +202,7 @@ def test_a_done_run_of_other_settings_is_refused(tiny_run: MakeRun) -> None:
 @pytest.mark.slow
 def test_two_runs_do_not_share_a_folder(tiny_run: MakeRun) -> None:
     config = tiny_run()
-    with locked(config.output, "kis train"), pytest.raises(JobError, match="another 'kis train' is at work"):
+    with locked(config.output, "kis train"), pytest.raises(JobError, match="another 'kis train' is running here"):
         train(config)
     assert sorted(path.name for path in config.output.iterdir()) == [".lock"]
 

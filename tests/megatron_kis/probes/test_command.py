@@ -71,8 +71,8 @@ def outcomes_of(arrays: dict[str, np.ndarray], count: int) -> bytes:
     ("arguments", "complaint"),
     [
         (["--step", "7"], "no complete checkpoint of step 7; available steps: 20"),
-        (["--batch-size", "0"], "batch size: is 0; 1 or more"),
-        (["--pipeline", "-1"], "parallel.pipeline: is -1; 1 or more"),
+        (["--batch-size", "0"], "--batch-size: is 0; use 1 or more"),
+        (["--pipeline", "-1"], "--pipeline: is -1; use 1 or more"),
         (["--scoring", "summ"], "sum"),
         (["--exposures", "absent"], "absent.questions.jsonl"),
     ],
