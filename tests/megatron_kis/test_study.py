@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from megatron_kis.cli.main import main
+from megatron_kis.common.units import plural
 from megatron_kis.executor.attempts import read_attempts
 from tests.forked import Kis, run_kis
 from tests.sources import Sources
