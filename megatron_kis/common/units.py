@@ -81,7 +81,7 @@ def in_table(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1e5 else f"{value:,.0f}"
+        return f"{value:.4g}" if abs(value) < 999.95 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
