@@ -96,12 +96,21 @@ class GeneralText:
         return self._corpora[number].read(own_sequence, tokens)
 
 
+def _described(prefix: Path) -> dict[str, Any]:
+    """Returns what ``PREFIX.meta.json`` says of a corpus."""
+    path = suffixed(prefix, ".meta.json")
+    if not path.exists():
+        remedy = "a corpus is PREFIX.bin, PREFIX.idx and PREFIX.meta.json, which kis data corpus writes"
+        raise InputError("no such file", where=str(path), remedy=remedy)
+    return read_json(path, CORPUS_SCHEMA, keys=_META_KEYS)
+
+
 class _Corpus:
     """One corpus, by its own sequence numbers."""
 
     def __init__(self, prefix: Path, *, sequence_length: int, seed: int | str) -> None:
         self.prefix = prefix
-        self.meta: dict[str, Any] = read_json(suffixed(prefix, ".meta.json"), CORPUS_SCHEMA, keys=_META_KEYS)
+        self.meta = _described(prefix)
         self._reader = IndexedReader(prefix)
         self._tokens = self._reader.tokens
         if self._tokens <= sequence_length:  # labels look one token ahead
@@ -171,7 +180,7 @@ class ValidationText:
         Raises:
             InputError: missing or truncated files, or less than one sequence of text.
         """
-        meta = read_json(suffixed(prefix, ".meta.json"), CORPUS_SCHEMA, keys=_META_KEYS)
+        meta = _described(prefix)
         self.fingerprint = str(meta["content_fingerprint"])
         self.tokenizer_fingerprint = str(meta["tokenizer_fingerprint"])
         self.eod_id = meta.get("eod_id")

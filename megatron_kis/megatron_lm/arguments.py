@@ -72,11 +72,11 @@ def naming_arguments(args: argparse.Namespace) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        where = error.where or ""
-        flag = None if args.kis_run is not None else _FLAGS.get(where.removeprefix("--kis-set: "))
+        key, *rest = (error.where or "").removeprefix("--kis-set: ").split(": ")
+        flag = None if args.kis_run is not None else _FLAGS.get(key)
         if flag is None:
             raise
-        raise InputError(error.problem, where=flag, remedy=error.remedy) from None
+        raise InputError(error.problem, where=": ".join([flag, *rest]), remedy=error.remedy) from None
 
 
 _FLAGS: dict[str, str] = {

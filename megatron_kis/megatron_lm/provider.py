@@ -13,7 +13,7 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import fingerprint, steadily
 from megatron_kis.config.run import RunConfig
 from megatron_kis.megatron_lm.arguments import check_arguments, naming_arguments, run_of
-from megatron_kis.training.inputs import FactInputs, Inputs, InputsOfMany, open_inputs
+from megatron_kis.training.inputs import KEYS, FactInputs, Inputs, InputsOfMany, open_inputs
 
 Datasets = tuple[Any, Any, Any]
 Provider = Callable[..., Datasets]
@@ -68,7 +68,7 @@ def _open(args: argparse.Namespace, config: RunConfig) -> FactInputs:
         if args.kis_run is not None:
             inputs = open_inputs(config)
         else:
-            inputs = InputsOfMany().open_facts(config, text=_texts(args))
+            inputs = InputsOfMany(KEYS).open_facts(config, text=_texts(args))
     rows = args.padded_vocab_size
     if rows < inputs.vocabulary:
         raise InputError(

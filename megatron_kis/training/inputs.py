@@ -119,10 +119,20 @@ def open_inputs(config: RunConfig, *, questions: Path | None = None) -> Inputs:
         questions: file of the questions that it is asked; those of its data if not given.
 
     Raises:
-        InputError: a missing, damaged or truncated file, files of different tokenizers, others than
-            ``data.fingerprints`` asks for, or a plan that does not fit.
+        InputError: a missing, damaged or truncated file, with the key that names it; files of different tokenizers,
+            others than ``data.fingerprints`` asks for, or a plan that does not fit.
     """
-    return InputsOfMany().open(config, questions=questions)
+    return InputsOfMany(KEYS).open(config, questions=questions)
+
+
+KEYS = {
+    "text": "data.corpus",
+    "validation": "data.validation",
+    "store": "data.exposures",
+    "tokenizer": "data.tokenizer",
+    "start": "model.init_from",
+}
+"""The keys of a run that name what is opened."""
 
 
 class InputsOfMany:
@@ -131,7 +141,14 @@ class InputsOfMany:
     Plans are not shared here; those with one ``plan_key`` are the same.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keys: Mapping[str, str] | None = None) -> None:
+        """Opens nothing yet.
+
+        Args:
+            keys: where files are named by the user: the key of each input, which errors about it begin with. A study
+                makes the files itself.
+        """
+        self._keys = keys or {}
         self._opened: dict[tuple[Any, ...], Any] = {}
 
     def open(self, config: RunConfig, *, questions: Path | None = None) -> Inputs:
@@ -199,7 +216,11 @@ class InputsOfMany:
         start = None
         if config.model.init_from is not None:
             rows = padded_vocabulary(tokenizer.vocab_size)
-            start = open_start(config.model.init_from, config.model.shape(), vocabulary=rows, longest=length)
+            folder, shape = config.model.init_from, config.model.shape()
+            start = self._once(
+                ("start", folder, shape, rows, length),
+                lambda: open_start(folder, shape, vocabulary=rows, longest=length),
+            )
             check_start_tokenizer(start, tokenizer, data.tokenizer)
         ordering = asked
         if not asks_about_every_fact(config):
@@ -231,7 +252,13 @@ class InputsOfMany:
 
     def _once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         if key not in self._opened:
-            self._opened[key] = make()
+            try:
+                self._opened[key] = make()
+            except InputError as error:
+                if key[0] not in self._keys:
+                    raise
+                where = ": ".join(filter(None, (self._keys[key[0]], error.where)))
+                raise InputError(error.problem, where=where, remedy=error.remedy) from error
         return self._opened[key]
 
 

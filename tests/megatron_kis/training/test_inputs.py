@@ -113,3 +113,20 @@ def test_files_that_have_other_fingerprints_than_asked_for_are_refused(tiny_run:
 def test_a_fingerprint_of_something_else_is_refused(tiny_run: MakeRun) -> None:
     with pytest.raises(InputError, match=r"'corpse' has no fingerprint; did you mean 'corpus'"):
         tiny_run(data={"fingerprints": {"corpse": "0" * 64}})
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "said"),
+    [
+        ("data", "corpus", r"nope.meta.json: no such file; a corpus is PREFIX.bin, PREFIX.idx and PREFIX.meta.json"),
+        ("data", "validation", r"nope.meta.json: no such file; a corpus is"),
+        ("data", "exposures", r"nope.idx: no such file; "),
+        ("data", "tokenizer", r"nope: no such file"),
+        ("model", "init_from", r"nope.start.json: no such file"),
+    ],
+)
+def test_a_file_that_is_missing_is_named_with_its_key(
+    tiny_run: MakeRun, tmp_path: Path, section: str, key: str, said: str
+) -> None:
+    with pytest.raises(InputError, match=rf"^{section}\.{key}: .*{said}"):
+        open_inputs(tiny_run(**{section: {key: tmp_path / "nope"}}))
