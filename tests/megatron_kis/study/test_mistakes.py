@@ -201,7 +201,12 @@ UNUSABLE: list[tuple[list[str], str]] = [
     (["study", "probe", "study.yaml", "--batch-size", "-1"], "--batch-size: is -1; use at least 1"),
     (["study", "report", "study.yaml"], "out: has no runs yet; kis study run trains them"),
     (["study", "submit", "study.yaml", "--dry-run", "--templates", "nope"], "nope: is not a folder; copy "),
-    (["plan", "study.yaml", "--tokens", "1e9"], "--tokens: cannot be combined with a file"),
+    (
+        ["plan", "study.yaml", "--tokens", "1e9"],
+        "--tokens: cannot be combined with a file; leave it out; study.yaml has",
+    ),
+    (["plan", "study.yaml", "--length", "64"], "--length: cannot be combined with a file"),
+    (["plan", "study.yaml", "--batch", "512"], "--batch: cannot be combined with a file"),
     (["plan", "triples.tsv"], "MODEL: preset: no model preset 'triples.tsv'; valid: "),
     (["train", "study.yaml"], "study.yaml: is a study, not a run; kis study run trains its runs"),
     (["train", "."], ".: cannot be read (Is a directory); name a file in it"),
