@@ -70,16 +70,17 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Prints the usage and the message, and exits with status 2."""
-        message = re.sub(r"invalid int value: '(.+)'", _not_an_int, message)
+        message = re.sub(r"invalid int value: (.+)", _not_an_int, message)
         message = re.sub(r"invalid float value: (.+)", r"\1 is not a number", message)
         super().error(printable(message))
 
 
 def _not_an_int(found: re.Match[str]) -> str:
-    """Returns what is wrong with a value that ``int`` refuses; ``1e6`` is a whole number in other digits."""
-    number = parse_count(found[1])
-    whole = number is not None and number == number.to_integral_value() and abs(number) < _LARGEST_WRITTEN
-    return f"{found[1]!r} is not a whole number" + (f" in digits; write {int(number)}" if whole and number else "")
+    """Returns what is wrong with a value that ``int`` refuses; ``1e6`` is one that is not written in digits."""
+    number = parse_count(found[1][1:-1])
+    if number is None or number != number.to_integral_value() or abs(number) >= _LARGEST_WRITTEN:
+        return f"{found[1]} is not a whole number"
+    return f"{found[1]} is not written in digits; write {int(number)}"
 
 
 def options_of(parser: argparse.ArgumentParser, add: Callable[[], None]) -> None:
