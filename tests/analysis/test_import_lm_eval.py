@@ -143,10 +143,10 @@ def spoilt(folder: Path, how: str) -> None:
             "",
             "out,1e6,1e6,0,0\nout,1e6,1e6,0,0",
             ["--group", "infused", "t"],
-            r"runs.csv:3: .*out is read in line 2, too",
+            r"runs.csv:3: .*out is also read in line 2",
         ),
         ("again", "out,1e6,1e6,0,0\nx,1e6,1e6,0,0", ["--group", "infused", "t"], r"csv:3: .*the same run as line 2"),
-        ("link", "out,1e6,1e6,0,0\nx,1e6,1e6,5,0", ["--group", "infused", "t"], r"csv:3: .* x is read in line 2, too"),
+        ("link", "out,1e6,1e6,0,0\nx,1e6,1e6,5,0", ["--group", "infused", "t"], r"csv:3: .* x is also read in line 2"),
         (
             "limit",
             "out,1e6,1e6,0,0\nx,1e6,1e6,5,0",
