@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -101,7 +101,7 @@ def add_settings(group: argparse._ActionsContainer, kind: type[Config], names: I
     """
     for name in names:
         field = kind.model_fields[name]
-        flag = f"--{name.replace('_', '-')}"
+        flag = flag_of(name)
         text = _first_sentence(field.description or "").replace("%", "%%")
         if field.annotation is bool:
             group.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=text)
@@ -145,10 +145,40 @@ def naming_options(given: Collection[str], section: str = "") -> Iterator[None]:
         names = [place.removeprefix(f"{section}.") for place in places]
         if not set(names) & set(given):
             raise
-        said = [
-            f"--{name.replace('_', '-')}" if name in given else place for name, place in zip(names, places, strict=True)
-        ]
+        said = [flag_of(name) if name in given else place for name, place in zip(names, places, strict=True)]
         raise InputError(error.problem, where=", ".join(said), remedy=error.remedy) from None
+
+
+def flag_of(name: str) -> str:
+    """Returns an option as it is written: ``--delta-min`` for ``delta_min``."""
+    return f"--{name.replace('_', '-')}"
+
+
+def refuse_options(
+    options: argparse.Namespace,
+    names: Iterable[str],
+    *,
+    other: str,
+    remedy: str = "leave it out",
+    usual: Mapping[str, Any] | None = None,
+) -> None:
+    """Refuses options that have no effect with another one.
+
+    Args:
+        options: what was given.
+        names: of the options that are refused; ``run`` is the argument ``RUN_DIR``.
+        other: what they cannot be combined with.
+        remedy: what to do.
+        usual: defaults of options that have one.
+
+    Raises:
+        InputError: names the first that was given.
+    """
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value is not False and value != (usual or {}).get(name):
+            where = "RUN_DIR" if name == "run" else flag_of(name)
+            raise InputError(f"cannot be combined with {other}", where=where, remedy=remedy)
 
 
 def _first_sentence(description: str) -> str:

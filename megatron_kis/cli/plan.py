@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_kis.cli.parser import refuse_options
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.units import plural, quantity, whole_quantity
 from megatron_kis.config.ladder import PRESETS
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from megatron_kis.planning.split import Split
 
 _OF_MODELS = {"length": 2048, "batch": 512}
-"""Defaults of options that a file has its own of."""
+"""Defaults of options for a preset or a shape; a file has its own values."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -185,10 +186,7 @@ def _jobs(options: argparse.Namespace) -> list[Planned]:
     """Returns the runs to be planned."""
     path = Path(options.model)
     if path.suffix in (".yaml", ".yml"):
-        for name in ("tokens", *_OF_MODELS):
-            if getattr(options, name) is not None:
-                remedy = f"leave it out; {path} has its own"
-                raise InputError("cannot be combined with a file", where=f"--{name}", remedy=remedy)
+        refuse_options(options, ("tokens", *_OF_MODELS), other="a file, which has its own")
         return _jobs_of_file(path, options)
     from megatron_kis.common.configuration import parse_config
     from megatron_kis.config.run import ModelConfig
