@@ -83,7 +83,7 @@ def test_a_rate_without_samples_is_a_count_where_it_is_whole(tmp_path: Path) -> 
     assert load_curves_csv(output)[["n", "correct", "facts", "chance"]].values.tolist() == [[3, 1, 3, 0.5]]
     evaluate(tmp_path / "out", {"t": [0.7, 0.4, 0.4]}, samples=False)
     with pytest.raises(
-        InputError, match=r"results_.*json: acc,none of task 't': 0\.5 of 3 is 1\.5, and no whole number"
+        InputError, match=r"results_.*json: acc,none of task 't': 0\.5 of 3 is 1\.5, not a whole number"
     ):
         kis(runs, "--group", "infused", "t", "--output", output)
 

@@ -72,7 +72,7 @@ def test_curves_of_another_trainer_need_only_the_six_columns(tmp_path):
         (CURVES, r"holds no row"),
         ("", r"c.csv:1: is empty; the first line is the header: params,tokens,frequency,seed,n,correct"),
         ("\n" + CURVES, r"c.csv:1: the first line is empty; the first line is the header: params,tokens"),
-        ("1000,50,1,0,4,2\n", r"c.csv:1: has numbers in place of a header; the first line is the header: params,tok"),
+        ("1000,50,1,0,4,2\n", r"c.csv:1: has numbers instead of a header; the first line is the header: params,tok"),
         ("," + CURVES + "0,1000,50,1,0,4,2\n", r"c.csv:1: column 1 has no name; leave it out \(pandas: .*index=False"),
         (CURVES + "1000,50,1,0,0,0\n", r"c.csv:2: column 'n': is 0; the number of questions; leave out a row"),
         (CURVES + "1000,50,1,0,,2\n", r"c.csv:2: column 'n': is empty; a whole number"),
