@@ -248,7 +248,7 @@ def _lines(reader: Iterator[list[str]], path: Path) -> Iterator[list[str]]:
             number = reader.line_num  # type: ignore[attr-defined]  # csv.reader
             yield cells
     except csv.Error as error:
-        raise InputError(f"no CSV ({error})", where=f"{path}:{number + 1}", remedy="close every quote") from None
+        raise InputError(f"not valid CSV ({error})", where=f"{path}:{number + 1}", remedy="close every quote") from None
 
 
 def _check_header(

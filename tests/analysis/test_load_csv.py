@@ -78,7 +78,7 @@ def test_curves_of_another_trainer_need_only_the_six_columns(tmp_path):
         (CURVES + "1000,50,1,0,,2\n", r"c.csv:2: column 'n': is empty; a whole number"),
         (CURVES + "1000,50,1,0,4,50%\n", r"c.csv:2: column 'correct': 50% is a percentage; counts, not rates"),
         (CURVES + "1000,50,1,0,4,-1\n", r"c.csv:2: column 'correct': -1 is out of range"),
-        (CURVES + '1000,50,1,0,"4,2\n1000,50,2,0,4,2\n', r"c.csv:2: no CSV \(.*\); close every quote"),
+        (CURVES + '1000,50,1,0,"4,2\n1000,50,2,0,4,2\n', r"c.csv:2: not valid CSV \(.*\); close every quote"),
         (POINTS + "1000,50,onset,5,4,6,observed\n", r"c.csv:1: has a column 'kind'; transitions .* --points"),
     ],
 )
