@@ -119,7 +119,7 @@ def _never_known(say: _Say, points: Sequence[Transition], outline: Outline, sett
     halves = [half_known_by(point.params, point.tokens, outline, settings) for point in points]
     wanted = max([2 * most, *(enough(half) for half in halves if half is not None)])
     key = "background.groups" if len(outline.background) > 1 else "background.frequency"
-    change = f"{key}: {wanted} in place of {most}, in another study with an output of its own; or more tokens"
+    change = f"{key}: {wanted} instead of {most}, in another study with an output of its own; or more tokens"
     return [Remark(key, problem, change)]
 
 

@@ -248,7 +248,7 @@ def _lines(reader: Iterator[list[str]], path: Path) -> Iterator[list[str]]:
             number = reader.line_num  # type: ignore[attr-defined]  # csv.reader
             yield cells
     except csv.Error as error:
-        raise InputError(f"no CSV ({error})", where=f"{path}:{number + 1}", remedy="close every quote") from None
+        raise InputError(f"not valid CSV ({error})", where=f"{path}:{number + 1}", remedy="close every quote") from None
 
 
 def _check_header(
@@ -278,7 +278,7 @@ def _check_kind(header: Sequence[str], where: str, needed: Sequence[str], others
         if len(header) == 1 and separator in header[0]:
             raise InputError(f"the columns are separated by {word}", where=where, remedy="separate them by commas")
     if all(_NUMBER.fullmatch(name) for name in header):
-        raise InputError("has numbers in place of a header", where=where, remedy=_header_remedy(needed))
+        raise InputError("has numbers instead of a header", where=where, remedy=_header_remedy(needed))
     for column, remedy in others.items():
         if column in header:
             raise InputError(f"has a column {column!r}", where=where, remedy=remedy)

@@ -67,7 +67,7 @@ def whole_count(rate: float, n: int) -> int | None:
 
 
 def not_whole(rate: float, n: int) -> str:
-    """Returns what is wrong with a rate that is no count of n."""
+    """Returns what is wrong with a rate that is not a count of n."""
     if not 0 <= rate <= 1:
         return f"{rate:g} is not a rate between 0 and 1"
-    return f"{rate!r} of {n} is {rate * n:.6g}, and no whole number of right answers"
+    return f"{rate!r} of {n} is {rate * n:.6g}, not a whole number of right answers"

@@ -100,7 +100,7 @@ def import_lm_eval(runs: Path, choices: Choices) -> Imported:
         for path in {task.path.resolve() for task in tasks.values()}:
             if (before := used.setdefault(path, line.line)) != line.line:
                 remedy = "the evaluation of this run's own model"
-                raise line.error("results", f"{line.cells['results']} is read in line {before}, too", remedy)
+                raise line.error("results", f"{line.cells['results']} is also read in line {before}", remedy)
         rows += _rows(line, tasks, choices, imported)
     imported.table = table_of_lines(rows)
     return imported

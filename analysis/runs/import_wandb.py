@@ -1,7 +1,7 @@
 """Runs exported from Weights & Biases, one row per run, as a curve table.
 
 The export is that of the table of runs (its menu: "CSV export"): a column for each setting and each summary value. The
-caller says which column is which; a number in place of a column's name stands for all rows.
+caller says which column is which; a number instead of a column's name applies to all rows.
 """
 
 from __future__ import annotations
@@ -61,14 +61,15 @@ def import_wandb(path: Path, run: Sequence[str], groups: Sequence[Asked]) -> tup
         remedy = f"export finished runs ({state}: {_FINISHED})"
         raise InputError("no run is finished", where=str(path), remedy=remedy)
     rows = (_row(line, {**about, **columns}, group) for line in finished for group, columns in asked)
-    left = [f"line {line.line} ({line.cells[state]})" for line in lines if line not in finished]
+    done = {line.line for line in finished}
+    left = [f"line {line.line} ({line.cells[state]})" for line in lines if line.line not in done]
     return table_of_lines(rows), left
 
 
 def _columns(
     given: Sequence[str], known: Sequence[str], header: Sequence[str], flag: str, path: Path
 ) -> dict[str, tuple[str, str | None]]:
-    """Returns name -> (its column or name, the number that stands in place of a column)."""
+    """Returns name -> (its column or name, the number that was given instead of a column)."""
     found: dict[str, tuple[str, str | None]] = {}
     for text in given:
         name, equals, column = text.partition("=")
@@ -88,7 +89,7 @@ def _columns(
 
 
 def _row(line: CsvLine, columns: Mapping[str, tuple[str, str | None]], group: Asked) -> CsvLine:
-    """Returns the row of a run and a group, with a count in place of a rate."""
+    """Returns the row of a run and a group, with a count instead of a rate."""
     shown = {name: column for name, (column, _) in columns.items()}
     cells = {name: line.cells[column] if constant is None else constant for name, (column, constant) in columns.items()}
     row = CsvLine(line.path, line.line, {**cells, "group": group.group, "split": group.split}, shown)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from megatron_kis.cli.outputs import new_folder
+from megatron_kis.cli.parser import refuse_options
 from megatron_kis.common.units import plural
 
 
@@ -106,8 +107,7 @@ def _check_source(options: argparse.Namespace) -> None:
     if options.run is None and (options.questions is None or options.tokenizer is None):
         missing = "--questions" if options.questions is None else "--tokenizer"
         raise InputError("is missing, and there is no RUN_DIR", where=missing, remedy=both)
-    foreign = ("questions", "tokenizer") if options.run is not None else ("exposures", "all_templates")
-    for name in foreign:
-        if getattr(options, name) not in (None, False):
-            beside = "RUN_DIR" if options.run is not None else "--questions"
-            raise InputError(f"cannot be combined with {beside}", where=f"--{name.replace('_', '-')}", remedy=both)
+    if options.run is None:
+        refuse_options(options, ("exposures", "all_templates"), other="--questions", remedy=both)
+    else:
+        refuse_options(options, ("questions", "tokenizer"), other="RUN_DIR", remedy=both)

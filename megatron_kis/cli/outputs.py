@@ -9,6 +9,7 @@ import argparse
 import os
 from pathlib import Path
 
+from megatron_kis.cli.parser import flag_of
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.paths import expanded, unwritable
 
@@ -78,8 +79,8 @@ def spare_inputs(options: argparse.Namespace, outputs: tuple[str, ...], inputs: 
                 continue
             place = path.resolve()
             if name in outputs and (other := taken.get(place) or _same_file(path, taken)):
-                does = f"written by {_flag(other)}" if other in outputs else "read"
-                raise InputError(f"{path} is also {does}", where=_flag(name), remedy="write it elsewhere")
+                does = f"written by {flag_of(other)}" if other in outputs else "read"
+                raise InputError(f"{path} is also {does}", where=flag_of(name), remedy="write it elsewhere")
             taken[place] = name
 
 
@@ -98,8 +99,3 @@ def _same_file(path: Path, taken: dict[Path, str]) -> str | None:
     if not path.exists():
         return None
     return next((name for place, name in taken.items() if place.exists() and place.samefile(path)), None)
-
-
-def _flag(name: str) -> str:
-    """Returns an option as it is written."""
-    return f"--{name.replace('_', '-')}"

@@ -44,13 +44,15 @@ def check_places(options: argparse.Namespace) -> None:
     for name, what in (("study", "STUDY.yaml"), ("config", "RUN.yaml")):
         value = getattr(options, name, None)
         if isinstance(value, Path) and _is_setting(str(value)) and not value.exists():
-            problem = f"is not {what}"
+            problem = f"is a setting, not {what}"
             raise InputError(problem, where=str(value), remedy="settings (key=value) come after the file")
     run = getattr(options, "run_name", None)
     if run is not None and "=" in run:
-        raise InputError("is not the name of a run", where=run, remedy="settings (key=value) come after the run's name")
+        raise InputError(
+            "is a setting, not the name of a run", where=run, remedy="settings (key=value) come after the run's name"
+        )
     if getattr(options, "only", None) == []:
-        raise InputError("is not the name of a run", where="--only", remedy="kis study status lists them")
+        raise InputError("names no run", where="--only", remedy="kis study status lists them")
 
 
 def _is_setting(word: str) -> bool:

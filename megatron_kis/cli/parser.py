@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -70,16 +70,17 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Prints the usage and the message, and exits with status 2."""
-        message = re.sub(r"invalid int value: '(.+)'", _not_an_int, message)
+        message = re.sub(r"invalid int value: (.+)", _not_an_int, message)
         message = re.sub(r"invalid float value: (.+)", r"\1 is not a number", message)
         super().error(printable(message))
 
 
 def _not_an_int(found: re.Match[str]) -> str:
-    """Returns what is wrong with a value that ``int`` refuses; ``1e6`` is a whole number in other digits."""
-    number = parse_count(found[1])
-    whole = number is not None and number == number.to_integral_value() and abs(number) < _LARGEST_WRITTEN
-    return f"{found[1]!r} is not a whole number" + (f" in digits; write {int(number)}" if whole and number else "")
+    """Returns what is wrong with a value that ``int`` refuses; ``1e6`` is one that is not written in digits."""
+    number = parse_count(found[1][1:-1])
+    if number is None or number != number.to_integral_value() or abs(number) >= _LARGEST_WRITTEN:
+        return f"{found[1]} is not a whole number"
+    return f"{found[1]} is not written in digits; write {int(number)}"
 
 
 def options_of(parser: argparse.ArgumentParser, add: Callable[[], None]) -> None:
@@ -100,7 +101,7 @@ def add_settings(group: argparse._ActionsContainer, kind: type[Config], names: I
     """
     for name in names:
         field = kind.model_fields[name]
-        flag = f"--{name.replace('_', '-')}"
+        flag = flag_of(name)
         text = _first_sentence(field.description or "").replace("%", "%%")
         if field.annotation is bool:
             group.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=text)
@@ -144,10 +145,40 @@ def naming_options(given: Collection[str], section: str = "") -> Iterator[None]:
         names = [place.removeprefix(f"{section}.") for place in places]
         if not set(names) & set(given):
             raise
-        said = [
-            f"--{name.replace('_', '-')}" if name in given else place for name, place in zip(names, places, strict=True)
-        ]
+        said = [flag_of(name) if name in given else place for name, place in zip(names, places, strict=True)]
         raise InputError(error.problem, where=", ".join(said), remedy=error.remedy) from None
+
+
+def flag_of(name: str) -> str:
+    """Returns an option as it is written: ``--delta-min`` for ``delta_min``."""
+    return f"--{name.replace('_', '-')}"
+
+
+def refuse_options(
+    options: argparse.Namespace,
+    names: Iterable[str],
+    *,
+    other: str,
+    remedy: str = "leave it out",
+    usual: Mapping[str, Any] | None = None,
+) -> None:
+    """Refuses options that have no effect with another one.
+
+    Args:
+        options: what was given.
+        names: of the options that are refused; ``run`` is the argument ``RUN_DIR``.
+        other: what they cannot be combined with.
+        remedy: what to do.
+        usual: defaults of options that have one.
+
+    Raises:
+        InputError: names the first that was given.
+    """
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value is not False and value != (usual or {}).get(name):
+            where = "RUN_DIR" if name == "run" else flag_of(name)
+            raise InputError(f"cannot be combined with {other}", where=where, remedy=remedy)
 
 
 def _first_sentence(description: str) -> str:

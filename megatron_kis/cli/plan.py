@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_kis.cli.parser import refuse_options
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.units import plural, quantity, whole_quantity
 from megatron_kis.config.ladder import PRESETS
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from megatron_kis.planning.hardware import Gpu
     from megatron_kis.planning.layouts import Job, PlannedLayout
     from megatron_kis.planning.split import Split
+
+_OF_MODELS = {"length": 2048, "batch": 512}
+"""Defaults of options for a preset or a shape; a file has its own values."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -53,8 +57,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="speed between nodes, for each GPU in one direction (default: by --gpu; 50 for h100)",
     )
     parser.add_argument("--vocabulary", type=int, metavar="V", help="pieces (default: 32000, or those of the study)")
-    parser.add_argument("--length", type=whole_quantity, default=2048, metavar="L", help="tokens per sequence")
-    parser.add_argument("--batch", type=int, default=512, metavar="B", help="sequences per step, for a model")
+    own = "for a preset or a shape; default: "
+    length = f"tokens per sequence ({own}{_OF_MODELS['length']})"
+    parser.add_argument("--length", type=whole_quantity, metavar="L", help=length)
+    parser.add_argument("--batch", type=int, metavar="B", help=f"sequences per step ({own}{_OF_MODELS['batch']})")
     parser.add_argument("--show", type=int, default=5, metavar="K", help="layouts to show")
     parser.add_argument(
         "--interleave",
@@ -73,8 +79,6 @@ def _plan(options: argparse.Namespace) -> int:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise InputError(f"is {value}", where=f"--{name}", remedy="must be at least 1")
-    if options.tokens is not None and Path(options.model).suffix in (".yaml", ".yml"):
-        raise InputError("cannot be combined with a file, which has its own budget", where="--tokens")
     if options.mfu is not None and not 0 < options.mfu <= 1:
         raise InputError(f"is {options.mfu}", where="--mfu", remedy="a share between 0 and 1, such as 0.4")
     kind = _linked(hardware.gpu(options.gpu), options)
@@ -182,6 +186,7 @@ def _jobs(options: argparse.Namespace) -> list[Planned]:
     """Returns the runs to be planned."""
     path = Path(options.model)
     if path.suffix in (".yaml", ".yml"):
+        refuse_options(options, ("tokens", *_OF_MODELS), other="a file, which has its own")
         return _jobs_of_file(path, options)
     from megatron_kis.common.configuration import parse_config
     from megatron_kis.config.run import ModelConfig
@@ -199,7 +204,8 @@ def _jobs(options: argparse.Namespace) -> list[Planned]:
     model = parse_config(ModelConfig, content, source="MODEL")
     if options.tokens is None:
         raise InputError("is missing", where="--tokens", remedy="say how many tokens the run has, such as 20e9")
-    return [Planned(model.label, _job(model, options, options.tokens, options.length, options.batch, None))]
+    length, batch = (getattr(options, name) or usual for name, usual in _OF_MODELS.items())
+    return [Planned(model.label, _job(model, options, options.tokens, length, batch, None))]
 
 
 def _jobs_of_file(path: Path, options: argparse.Namespace) -> list[Planned]:

@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 
 from megatron_kis.cli.outputs import new_file
+from megatron_kis.cli.parser import flag_of, refuse_options
 from megatron_kis.cli.probe_model import add_model_options, ask_model, check_kind, print_answers
+from megatron_kis.common.errors import InputError, nearest
 from megatron_kis.common.units import plural
 
 _DEVICES = ("auto", "cpu", "cuda")
@@ -45,7 +47,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _probe(options: argparse.Namespace) -> int:
-    from megatron_kis.common.errors import InputError, nearest
     from megatron_kis.probes.scoring import RULES
 
     check_kind(options)
@@ -57,7 +58,7 @@ def _probe(options: argparse.Namespace) -> int:
         return ask_model(options)
     for name in ("batch_size", "tensor", "pipeline"):
         if (value := getattr(options, name)) is not None and value < 1:
-            raise InputError(f"is {value}", where=f"--{name.replace('_', '-')}", remedy="use 1 or more")
+            raise InputError(f"is {value}", where=flag_of(name), remedy="use 1 or more")
     if options.device not in _DEVICES:
         remedy = f"valid: {', '.join(_DEVICES)}"
         raise InputError(f"unknown device {options.device!r}", where="--device", remedy=remedy)
@@ -70,6 +71,8 @@ def _probe(options: argparse.Namespace) -> int:
     if options.histories is not None:
         from megatron_kis.evaluate.history import write_histories
 
+        asking = ("step", "exposures", "all_templates", "batch_size", "outcomes", "json")
+        refuse_options(options, asking, other="--histories, which asks nothing")
         moments = write_histories(options.run, options.histories, rule=options.scoring)
         print(f"{options.histories}: {plural(moments, 'moment')}, rule {options.scoring}")
         return 0
@@ -97,7 +100,6 @@ def _probe(options: argparse.Namespace) -> int:
 
 def _keep(options: argparse.Namespace) -> int:
     from megatron_kis.common.configuration import parse_config
-    from megatron_kis.common.errors import InputError
     from megatron_kis.common.parsing import parse_json
     from megatron_kis.common.terms import SPLITS
     from megatron_kis.config.run import ProbeConfig
@@ -105,10 +107,8 @@ def _keep(options: argparse.Namespace) -> int:
     from megatron_kis.evaluate.ask import ask_again
     from megatron_kis.training.artifacts import open_run
 
-    for name in ("step", "outcomes", "histories", "json"):
-        if getattr(options, name) not in (None, False):
-            problem = "cannot be combined with --keep, which keeps the answers of the last step"
-            raise InputError(problem, where=f"--{name}", remedy="leave it out")
+    of_others = ("step", "outcomes", "histories", "json")
+    refuse_options(options, of_others, other="--keep, which keeps the answers of the last step")
     probes = open_run(options.run).config.probes
     if options.probes is not None:
         probes = parse_config(ProbeConfig, parse_json(options.probes, where="--probes"), source="--probes")

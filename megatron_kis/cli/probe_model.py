@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_kis.cli.outputs import new_file, spare_inputs
-from megatron_kis.cli.parser import naming_options
+from megatron_kis.cli.parser import naming_options, refuse_options
 from megatron_kis.common.errors import InputError, printable
 from megatron_kis.common.units import whole_quantity
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from megatron_kis.probes.questions import QuestionSet
 
 _OF_RUNS = (
-    "run",
     "step",
     "exposures",
     "all_templates",
@@ -65,24 +64,17 @@ def check_kind(options: argparse.Namespace) -> None:
         raise InputError(
             "nothing to ask", where="kis probe", remedy="give RUN_DIR, or --model DIR and --questions FILE"
         )
-    foreign, remedy = (
-        (_OF_MODELS, "use it with --model DIR") if options.model is None else (_OF_RUNS, "use it with RUN_DIR")
-    )
-    for name in foreign:
-        given = getattr(options, name)
-        if given is not None and given is not False and given != _DEFAULTS.get(name):
-            flag = "RUN_DIR" if name == "run" else f"--{name.replace('_', '-')}"
-            raise InputError(
-                f"cannot be combined with {'a run' if options.model is None else '--model'}", where=flag, remedy=remedy
-            )
     if options.model is None:
+        refuse_options(options, _OF_MODELS, other="a run", remedy="use it with --model DIR")
         return
+    refuse_options(options, ("run",), other="--model", remedy="give one of them")
+    refuse_options(options, _OF_RUNS, other="--model", remedy="use it with RUN_DIR", usual=_DEFAULTS)
     if options.questions is None:
         raise InputError("are missing", where="--questions", remedy="make them with kis data questions")
     for name in _OF_CURVES:
         given = getattr(options, name) is not None
         if options.curves is None and given:
-            raise InputError("needs --curves FILE.csv", where=f"--{name}", remedy="add --curves FILE.csv")
+            raise InputError("needs --curves", where=f"--{name}", remedy="add --curves FILE.csv")
         if options.curves is not None and not given and name != "seed":
             raise InputError("is missing", where=f"--{name}", remedy="a row of --curves needs it")
     if options.frequency is not None and not 0 <= options.frequency < math.inf:

@@ -66,7 +66,7 @@ def tell_starter(status: int, error: str, *, environment: Mapping[str, str] = os
 
 
 def status_of_script(work: Callable[[], int]) -> int:
-    """Does the work of a script, and returns its exit status; an error is one line and told to torchrun, as in ``kis``.
+    """Runs a script and returns its exit status; an error is one line, and reported to torchrun, as in ``kis``.
 
     Args:
         work: what the script does; returns its status.

@@ -79,7 +79,7 @@ def wider_encoding(start: bytes) -> tuple[str, str] | None:
     if encoding is None and start.count(0) * 4 >= len(start) > 1:
         name = "UTF-32" if start.count(0) * 8 > len(start) * 5 else "UTF-16"
         order = "LE" if start[1::2].count(0) >= start[::2].count(0) else "BE"
-        encoding = f"{name}{order} or no text (it is full of zero bytes)"
+        encoding = f"{name}{order} or not text (it is full of zero bytes)"
     if encoding is None:
         return None
     return f"is {encoding}, not UTF-8", f"convert it: iconv -f {encoding.partition(' ')[0]} -t UTF-8"

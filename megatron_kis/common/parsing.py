@@ -54,7 +54,7 @@ def parse_yaml(text: str, *, where: str, names: bool = False) -> Any:
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         if problem.startswith("but "):  # the rest of a sentence
             problem = f"{getattr(error, 'context', None)}, {problem}"
-        remedy = "use spaces in place of tabs" if r"'\t'" in problem else None
+        remedy = "use spaces instead of tabs" if r"'\t'" in problem else None
         raise InputError(f"not valid YAML ({problem})", where=place, remedy=remedy) from None
     except (ValueError, OverflowError) as error:  # a value such as 2026-02-30, which YAML takes for a date
         raise InputError(f"not valid YAML ({error})", where=where, remedy="put such a value in quotes") from None

@@ -27,7 +27,7 @@ def as_count(value: Any) -> Any:
     A whole number becomes an ``int`` in every notation: YAML reads ``1.2e6`` as a text and ``1.2e+6`` as a float.
 
     Raises:
-        ValueError: a text or a truth value that is not a number, or a number above all sizes and budgets.
+        ValueError: a truth value, a text that is not a number, or a number above all sizes and budgets.
     """
     if isinstance(value, bool):
         msg = f"{str(value).lower()} is not a number"

@@ -184,7 +184,7 @@ def _doses(study: StudyConfig) -> list[Remark]:
         found.append(
             Remark(
                 "data.select.control",
-                "is 0: no fact that is never shown tells what answers are worth without knowledge",
+                "is 0: without facts that are never shown, nothing shows how often guesses are right",
                 "take as many as infused ones",
             )
         )

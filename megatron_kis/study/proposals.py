@@ -54,7 +54,7 @@ class PlannedRun:
     """A proposal as a run of the study."""
 
     run: ListedRun | None
-    """The run; None where the proposal's N and D are no size and budget of the study."""
+    """The run; None where the proposal's N and D are not a size and budget of the study."""
 
     planned: bool = False
     """Whether the study has that run already, not done yet."""
@@ -205,7 +205,7 @@ def rate_words(sizes: Mapping[int, LadderEntry]) -> str:
     if any(entry.learning_rate is not None for entry in sizes.values()):
         return (
             "learning rates are interpolated between those of the ladder, and held beyond its ends, because they are "
-            "no power of the width: try others there"
+            "not a power of the width: try others there"
         )
     return "the learning rate is that of the study, training.optimizer.learning_rate"
 

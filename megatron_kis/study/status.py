@@ -40,7 +40,7 @@ STATES: tuple[State, ...] = (
 """All states, in the order in which they are shown."""
 
 _TAILS = (4096, 1 << 18)
-"""Bytes from the end of the metrics that are searched: usually enough, and always enough."""
+"""Bytes from the end of the metrics that are searched: the first usually suffices, the second always."""
 
 _SHOWN_LINES = 3  # of the log of a failed run
 

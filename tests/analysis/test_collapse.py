@@ -193,7 +193,7 @@ def test_row_order_and_repeated_rows_change_nothing():
 
 def test_the_declared_split_decides_and_a_missing_one_is_an_error():
     table = curve_rows(RISE_AND_FALL)
-    with pytest.raises(InputError, match="no probe row has"):
+    with pytest.raises(InputError, match=r"no probe row has split 'question'; valid: held_out$"):
         find_transitions(table, AnalysisConfig(split="question"))
 
 

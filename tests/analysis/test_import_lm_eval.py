@@ -83,7 +83,7 @@ def test_a_rate_without_samples_is_a_count_where_it_is_whole(tmp_path: Path) -> 
     assert load_curves_csv(output)[["n", "correct", "facts", "chance"]].values.tolist() == [[3, 1, 3, 0.5]]
     evaluate(tmp_path / "out", {"t": [0.7, 0.4, 0.4]}, samples=False)
     with pytest.raises(
-        InputError, match=r"results_.*json: acc,none of task 't': 0\.5 of 3 is 1\.5, and no whole number"
+        InputError, match=r"results_.*json: acc,none of task 't': 0\.5 of 3 is 1\.5, not a whole number"
     ):
         kis(runs, "--group", "infused", "t", "--output", output)
 
@@ -143,10 +143,10 @@ def spoilt(folder: Path, how: str) -> None:
             "",
             "out,1e6,1e6,0,0\nout,1e6,1e6,0,0",
             ["--group", "infused", "t"],
-            r"runs.csv:3: .*out is read in line 2, too",
+            r"runs.csv:3: .*out is also read in line 2",
         ),
         ("again", "out,1e6,1e6,0,0\nx,1e6,1e6,0,0", ["--group", "infused", "t"], r"csv:3: .*the same run as line 2"),
-        ("link", "out,1e6,1e6,0,0\nx,1e6,1e6,5,0", ["--group", "infused", "t"], r"csv:3: .* x is read in line 2, too"),
+        ("link", "out,1e6,1e6,0,0\nx,1e6,1e6,5,0", ["--group", "infused", "t"], r"csv:3: .* x is also read in line 2"),
         (
             "limit",
             "out,1e6,1e6,0,0\nx,1e6,1e6,5,0",

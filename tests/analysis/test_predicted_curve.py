@@ -81,7 +81,10 @@ def test_points_tell_no_curve(tmp_path, capsys):
     write_json(path, law_record([law_of()], []))
     asked = ["law", "predict", str(path), "--params", str(NEW), "--output", str(output), "--curve", str(curve)]
     assert main(asked) == 2
-    assert "--curve: this law is from points alone, which contain no rates; fit one from" in capsys.readouterr().err
+    assert (
+        "from points alone, which contain no rates; fit one from runs or curves (kis law fit RUNS_DIR) with"
+        in capsys.readouterr().err
+    )
     assert not output.exists() and not curve.exists()
 
 

@@ -372,7 +372,7 @@ def test_paths_of_a_section_begin_at_the_file(tmp_path: Path) -> None:
         (
             "analysis.criterion",
             "hing",
-            "study.yaml: analysis.criterion: 'hing' is not a criterion; did you mean",
+            "study.yaml: analysis.criterion: 'hing' is not a criterion; did you mean 'hinge'?",
         ),
     ],
 )

@@ -50,7 +50,9 @@ def test_a_wrong_command_names_the_nearest_and_none_that_is_hidden(capsys: pytes
     for words, said in (
         (["study", "statsu"], "kis study: error: argument STEP: unknown command 'statsu'; did you mean 'status'?"),
         (["study", "xyz"], "'xyz'; valid: cancel, logs, next, plan, probe, report, run, status, submit, watch"),
-        (["study", "next", "s.yaml", "--count", "1e3"], "--count: '1e3' is not a whole number in digits; write 1000"),
+        (["study", "next", "s.yaml", "--count", "1e3"], "--count: '1e3' is not written in digits; write 1000"),
+        (["study", "next", "s.yaml", "--count", "0.0"], "--count: '0.0' is not written in digits; write 0"),
+        (["study", "next", "s.yaml", "--count", "it's"], """argument --count: "it's" is not a whole number"""),
         (["study", "next", "s.yaml", "--count", "1.5"], "argument --count: '1.5' is not a whole number"),
         (["dat"], "kis: error: argument COMMAND: unknown command 'dat'; did you mean 'data'?"),
     ):

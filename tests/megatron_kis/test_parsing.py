@@ -63,8 +63,8 @@ def test_what_is_no_yaml_is_refused_with_its_line(text):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a:\n\tb: 1", r"f.yaml:2: .*; use spaces in place of tabs$"),
-        ("a: 1\nb:\t2", r"f.yaml:2: .*; use spaces in place of tabs$"),
+        ("a:\n\tb: 1", r"f.yaml:2: .*; use spaces instead of tabs$"),
+        ("a: 1\nb:\t2", r"f.yaml:2: .*; use spaces instead of tabs$"),
         ("a: 1\n---\nb: 2", r"f.yaml:2: not valid YAML \(expected a single document in the stream, but found another"),
     ],
 )

@@ -162,7 +162,7 @@ def _target(study: StudyConfig, options: argparse.Namespace) -> tuple[float, flo
     """Returns N and D of the target.
 
     Raises:
-        InputError: none is named, or it is no number.
+        InputError: none is named, or it is not a number.
     """
     from megatron_kis.study.specs import expand_grid
 

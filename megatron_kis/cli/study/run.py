@@ -121,7 +121,9 @@ def _ask_those_left(study: StudyConfig, runs: list[RunConfig]) -> None:
     questions = data_config(study).questions
     left = unasked([run for run in runs if (run.output / "DONE").exists()], questions)
     if left:
-        logger.info(f"{study.name}: {plural(len(left), 'finished run')} asked other questions than the study's")
+        logger.info(
+            f"{study.name}: asking {plural(len(left), 'finished run')} without answers to the study's questions"
+        )
         ask(left, questions)
 
 

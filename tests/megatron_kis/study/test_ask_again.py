@@ -161,7 +161,7 @@ def test_runs_without_answers_are_shown_and_asked_by_study_run(done: Path, capsy
 
     status, said = kis(capsys, "study", "run", done)
     assert status == 0, said
-    assert "1 finished run asked other questions than the study's" in said
+    assert "asking 1 finished run without answers to the study's questions" in said
     assert f"asking {RUN} (1 of 1)" in said
     assert {name: text for name, text in hashes(out / "runs").items() if name in before} == before
     assert set(load_runs(out).probes["facts"]) == {4}

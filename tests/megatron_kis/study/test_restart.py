@@ -103,10 +103,13 @@ def test_settings_are_taken_wherever_they_stand(
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (["study", "run", "seeds=[1]", "S.yaml"], "seeds=[1]: is not STUDY.yaml"),
-        (["train", "training.seed=1", "R.yaml"], "training.seed=1: is not RUN.yaml"),
-        (["study", "logs", "S.yaml", "seeds=[1]", "A"], "seeds=[1]: is not the name of a run"),
-        (["study", "run", "S.yaml", "--only", "seeds=[1]"], "--only: is not the name of a run"),
+        (
+            ["study", "run", "seeds=[1]", "S.yaml"],
+            "seeds=[1]: is a setting, not STUDY.yaml; settings (key=value) come after the file",
+        ),
+        (["train", "training.seed=1", "R.yaml"], "training.seed=1: is a setting, not RUN.yaml"),
+        (["study", "logs", "S.yaml", "seeds=[1]", "A"], "seeds=[1]: is a setting, not the name of a run"),
+        (["study", "run", "S.yaml", "--only", "seeds=[1]"], "--only: names no run; kis study status lists them"),
     ],
 )
 def test_settings_that_stand_for_something_else_are_named(
