@@ -9,7 +9,7 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.common.extras import import_extra
 from megatron_kis.common.files import read_text
 from megatron_kis.common.identity import RUN_FILE
-from megatron_kis.common.parsing import parse_json
+from megatron_kis.common.parsing import kind_in_json, parse_json
 
 PURPOSE = "to ask a model of Hugging Face"
 
@@ -58,8 +58,12 @@ def _check_causal(config: Any, path: Path) -> None:
         raise InputError("is_encoder_decoder is true", where=str(path), remedy=remedy)
     right = causal[kind] if isinstance(causal[kind], tuple) else (causal[kind],)
     classes = config.get("architectures") or list(right)
-    if not set(classes) & set(right):
-        problem = f"architectures is {', '.join(map(str, classes))}; the causal model of {kind} is {right[0]}"
+    if not isinstance(classes, list):
+        problem = f"architectures is {kind_in_json(classes)}"
+        raise InputError(problem, where=str(path), remedy=f"a list of names, such as {right[0]}")
+    names = list(map(str, classes))
+    if not set(names) & set(right):
+        problem = f"architectures is {', '.join(names)}; the causal model of {kind} is {right[0]}"
         raise InputError(problem, where=str(path), remedy=remedy)
 
 
