@@ -32,6 +32,7 @@ from megatron_kis.common.parsing import damage
 
 METADATA = ".metadata"
 _TRACKER = "latest_checkpointed_iteration.txt"
+_SHOWN = 40  # letters of a name in a message
 _COMMON_STATE = "common_state/shard_0_1"  # from megatron-core 0.19 on; before, a file of its own
 
 _CONVERT = "write it with Megatron-LM's --ckpt-format torch_dist (--ckpt-convert-format converts one)"
@@ -121,9 +122,9 @@ def _newest(folder: Path) -> Path:
     tracker = folder / _TRACKER
     if tracker.is_file() and not (folder / METADATA).is_file():
         said = read_text(tracker).strip()
-        name = f"iter_{int(said):07d}" if said.isdecimal() else said
-        if Path(name).name != name or not (folder / name).is_dir():
-            raise InputError(f"names {said!r}, which does not exist", where=str(tracker))
+        name = f"iter_{said.zfill(7)}" if said.isdecimal() else said
+        if name not in {path.name for path in folder.iterdir() if path.is_dir()}:
+            raise InputError(f"names {said[:_SHOWN]!r}, which does not exist", where=str(tracker))
         folder = folder / name
     if (folder / METADATA).is_file():
         _check_format(folder)

@@ -216,9 +216,10 @@ def test_what_is_no_such_checkpoint_is_refused(saved: tuple[Path, torch.Tensor],
     (folder / "metadata.json").write_text('{"sharded_backend": "zarr", "sharded_backend_version": 1}')
     with pytest.raises(InputError, match=r"metadata\.json: the format is zarr"):
         import_megatron(folder, tmp_path / "start")
-    (tmp_path / "latest_checkpointed_iteration.txt").write_text("12")
-    with pytest.raises(InputError, match="names '12', which does not exist"):
-        import_megatron(tmp_path, tmp_path / "start")
+    for said in ("12", "9" * 5000, "x" * 300, "../other", ".."):
+        (tmp_path / "latest_checkpointed_iteration.txt").write_text(said)
+        with pytest.raises(InputError, match=f"names '{said[:40]}', which does not exist"):
+            import_megatron(tmp_path, tmp_path / "start")
     folder = changed(saved, tmp_path / "cut")
     for part in folder.glob("*.distcp"):
         part.write_bytes(part.read_bytes()[: part.stat().st_size // 2])
