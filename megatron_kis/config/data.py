@@ -192,11 +192,11 @@ class DataConfig(Config):
             raise ValueError(msg)
         for weight in corpus[::2]:
             if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
-                msg = f"has {weight!r} ; expected a weight above 0, as in [0.7, a, 0.3, b]"
+                msg = f"has {weight!r}; expected a weight above 0, as in [0.7, a, 0.3, b]"
                 raise ValueError(msg)
         for prefix in corpus[1::2]:
             if not isinstance(prefix, str | Path):
-                msg = f"has {prefix!r} ; expected a prefix, as in [0.7, a, 0.3, b]; put it in quotes if it is one"
+                msg = f"has {prefix!r}; expected a prefix, as in [0.7, a, 0.3, b]; put it in quotes if it is one"
                 raise ValueError(msg)
         return [{"weight": weight, "prefix": prefix} for weight, prefix in zip(corpus[::2], corpus[1::2], strict=True)]
 
