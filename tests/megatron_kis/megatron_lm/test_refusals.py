@@ -281,7 +281,9 @@ def test_dtypes_of_megatrons_checks_are_usual() -> None:
 @pytest.mark.parametrize("words", ["--train-samples 160", "--lr-warmup-samples=8", "--lr-warmup-fraction 0.1"])
 def test_a_run_is_described_in_steps(run_file: Path, words: str) -> None:
     flag = words.replace("=", " ").split()[0]
-    with pytest.raises(InputError, match=rf"{flag}: does not go with --kis-run .*, which says it in steps; leave it"):
+    with pytest.raises(
+        InputError, match=rf"{flag}: cannot be combined with --kis-run .*, which gives it in steps; leave"
+    ):
         command_line(["--kis-run", str(run_file), *words.split()])
 
 
