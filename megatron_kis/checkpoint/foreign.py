@@ -6,7 +6,6 @@ nothing that they name; the parts themselves are read with ``weights_only=True``
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -28,7 +27,7 @@ from megatron_kis.checkpoint import shards
 from megatron_kis.checkpoint.pickles import Inert, read_pickle
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import read_text, unreadable
-from megatron_kis.common.parsing import damage
+from megatron_kis.common.parsing import damage, parse_json
 
 METADATA = ".metadata"
 _TRACKER = "latest_checkpointed_iteration.txt"
@@ -98,6 +97,9 @@ class ForeignCheckpoint:
             place = self._objects[_COMMON_STATE]
             path = self.folder / place.relative_path
             try:
+                there = path.stat().st_size
+                if place.offset + place.length > there:
+                    raise InputError(f"is too short ({there:,} bytes); it is damaged", where=str(path))
                 with path.open("rb") as file:
                     file.seek(place.offset)
                     data = file.read(place.length)
@@ -111,7 +113,9 @@ class ForeignCheckpoint:
         found = content.get("args") if isinstance(content, Mapping) else None
         if isinstance(found, Inert):
             found = found.fields
-        return {str(name): value for name, value in found.items()} if isinstance(found, dict) and found else None
+        if not isinstance(found, dict) or not found:
+            return None
+        return {name: value for name, value in found.items() if isinstance(name, str)}
 
 
 def _newest(folder: Path) -> Path:
@@ -139,8 +143,8 @@ def _check_format(folder: Path) -> None:
     if not path.is_file():
         raise InputError("is missing; this is not a checkpoint of Megatron-LM", where=str(path), remedy=_CONVERT)
     try:
-        backend = json.loads(read_text(path))["sharded_backend"]
-    except (KeyError, TypeError, ValueError):
+        backend = parse_json(read_text(path), where=str(path))["sharded_backend"]
+    except (KeyError, TypeError):
         raise InputError("does not name the checkpoint's format", where=str(path)) from None
     if backend != "torch_dist":
         raise InputError(f"the format is {backend}", where=str(path), remedy=_CONVERT)
