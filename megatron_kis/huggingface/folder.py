@@ -80,7 +80,7 @@ def weight_files(source: Path) -> list[Path]:
     index = source / "model.safetensors.index.json"
     if index.is_file():
         try:
-            names = sorted(set(parse_json(read_text(index), where=str(index))["weight_map"].values()))
+            names = sorted(set(map(str, parse_json(read_text(index), where=str(index))["weight_map"].values())))
         except (KeyError, TypeError, ValueError, AttributeError):
             raise InputError("not an index of safetensors files", where=str(index)) from None
         if any(Path(name).name != name for name in names):

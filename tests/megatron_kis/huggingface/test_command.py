@@ -356,9 +356,11 @@ def test_a_device_without_memory_for_the_model_is_named(asked: Asked, monkeypatc
 
 def test_an_index_that_names_a_missing_file_is_refused(asked: Asked, tmp_path: Path) -> None:
     model = shutil.copytree(asked.model, tmp_path / "model")
-    (model / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00002.safetensors"}}')
-    with pytest.raises(InputError, match=r"has no model-00002\.safetensors, which model\.safetensors\.index\.json"):
-        load_model(model)
+    index = model / "model.safetensors.index.json"
+    for name in ("model-00002.safetensors", 5):
+        index.write_text(json.dumps({"weight_map": {"a": name}}))
+        with pytest.raises(InputError, match=rf"has no {name}, which model\.safetensors\.index\.json names"):
+            load_model(model)
 
 
 def test_questions_need_facts_and_a_tokenizer_that_keeps_them(asked: Asked, tmp_path: Path, capsys: Printed) -> None:
