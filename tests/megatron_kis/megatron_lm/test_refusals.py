@@ -132,7 +132,7 @@ def test_texts_and_their_weights(words: list[str], corpora: list[object]) -> Non
             "--vocab-size: gives the embedding 128 rows, and the exposures were made with a tokenizer",
         ),
         ("--data-path x", "--data-path: names general text, and so does data.corpus of"),
-        ("--kis-ratio 0.1", "--kis-ratio: says what"),
+        ("--kis-ratio 0.1", "--kis-ratio: cannot be combined with --kis-run"),
         ("--kis-set infusion.frequency=1000000", "infusion.frequency: 16 infused facts x 1e+06 exposures"),
         ("--kis-set documents.reset_attention=true", "documents.reset_attention: is not carried over"),
     ],
