@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.metadata import (
 from megatron_kis.checkpoint import shards
 from megatron_kis.checkpoint.pickles import Inert, read_pickle
 from megatron_kis.common.errors import InputError
-from megatron_kis.common.files import read_text, unreadable
+from megatron_kis.common.files import not_a_folder, read_text, unreadable
 from megatron_kis.common.parsing import damage, parse_json
 
 METADATA = ".metadata"
@@ -121,8 +121,7 @@ class ForeignCheckpoint:
 def _newest(folder: Path) -> Path:
     """Returns the folder of a checkpoint, which ``folder`` is or names the newest of."""
     if not folder.is_dir():
-        problem = "is a file" if folder.exists() else "no such folder"
-        raise InputError(problem, where=str(folder), remedy="give the folder of a checkpoint")
+        raise InputError(not_a_folder(folder), where=str(folder), remedy="give the folder of a checkpoint")
     tracker = folder / _TRACKER
     if tracker.is_file() and not (folder / METADATA).is_file():
         said = read_text(tracker).strip()

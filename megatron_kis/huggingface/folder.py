@@ -7,7 +7,7 @@ from typing import Any
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.extras import import_extra
-from megatron_kis.common.files import read_text
+from megatron_kis.common.files import not_a_folder, read_text
 from megatron_kis.common.identity import RUN_FILE
 from megatron_kis.common.parsing import kind_in_json, parse_json
 
@@ -21,9 +21,8 @@ def check_model_folder(folder: Path) -> None:
         InputError: no such folder, no ``config.json``, another kind of model, or no safetensors.
     """
     if not folder.is_dir():
-        what = "is a file" if folder.exists() else "no such folder"
         remedy = "give the folder of a model with config.json and *.safetensors; nothing is downloaded"
-        raise InputError(what, where=str(folder), remedy=remedy)
+        raise InputError(not_a_folder(folder), where=str(folder), remedy=remedy)
     path = folder / "config.json"
     if not path.is_file():
         if (folder / RUN_FILE).is_file():
