@@ -43,7 +43,7 @@ from megatron_kis.analysis.runs.membership import (
 from megatron_kis.common.asked import FILE as ASKED_FILE
 from megatron_kis.common.asked import Asking, answers_of, own_asking
 from megatron_kis.common.errors import InputError
-from megatron_kis.common.files import read_json, read_json_lines, steadily
+from megatron_kis.common.files import not_a_folder, read_json, read_json_lines, steadily
 from megatron_kis.common.identity import QUESTIONS, RUN_FILE, RUN_SCHEMA
 
 _LEDGER_SCHEMA = "kis.ledger/1"
@@ -136,7 +136,7 @@ def load_runs(runs_dir: Path | str, belongs: Mapping[str, Any] | None = None) ->
     if (folder / "runs").is_dir():
         folder = folder / "runs"
     if not folder.is_dir() or _is_there(folder / RUN_FILE):
-        problem = "is a single run" if folder.is_dir() else "is a file" if folder.exists() else "no such folder"
+        problem = "is a single run" if folder.is_dir() else not_a_folder(folder)
         raise InputError(problem, where=str(folder), remedy="give a folder of runs, or a study folder")
     manifest = manifest_near(folder) if belongs is None else parse_manifest(belongs)
 

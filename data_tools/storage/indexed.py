@@ -400,17 +400,17 @@ def content_fingerprint(prefix: Path) -> str:
 
 
 def _size(path: Path) -> int:
-    prefix = path.with_suffix("")
-    if not path.exists() and prefix.suffix in (".bin", ".idx") and prefix.exists():
-        remedy = f"give its prefix, {prefix.with_suffix('')}"
-        raise InputError("is one file of a corpus", where=str(prefix), remedy=remedy)
-    if not path.exists() and prefix.is_dir():
-        remedy = f"give the prefix of a corpus, such as {prefix / 'corpus'}"
-        raise InputError("is a folder, not a prefix", where=str(prefix), remedy=remedy)
     try:
         with open(path, "rb") as file:
             return os.fstat(file.fileno()).st_size
     except OSError as error:
+        prefix = path.with_suffix("")
+        if isinstance(error, FileNotFoundError) and prefix.suffix in (".bin", ".idx") and prefix.exists():
+            remedy = f"give its prefix, {prefix.with_suffix('')}"
+            raise InputError("is one file of a corpus", where=str(prefix), remedy=remedy) from None
+        if isinstance(error, FileNotFoundError) and prefix.is_dir():
+            remedy = f"give the prefix of a corpus, such as {prefix / 'corpus'}"
+            raise InputError("is a folder, not a prefix", where=str(prefix), remedy=remedy) from None
         remedy = "a corpus is a pair of files PREFIX.bin and PREFIX.idx; build it again"
         raise unreadable(error, path, remedy=remedy) from None
 

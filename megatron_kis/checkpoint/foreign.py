@@ -6,7 +6,6 @@ nothing that they name; the parts themselves are read with ``weights_only=True``
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -27,11 +26,12 @@ from torch.distributed.checkpoint.metadata import (
 from megatron_kis.checkpoint import shards
 from megatron_kis.checkpoint.pickles import Inert, read_pickle
 from megatron_kis.common.errors import InputError
-from megatron_kis.common.files import read_text, unreadable
-from megatron_kis.common.parsing import damage
+from megatron_kis.common.files import not_a_folder, read_text, unreadable
+from megatron_kis.common.parsing import damage, parse_json
 
 METADATA = ".metadata"
 _TRACKER = "latest_checkpointed_iteration.txt"
+_SHOWN = 40  # letters of a name in a message
 _COMMON_STATE = "common_state/shard_0_1"  # from megatron-core 0.19 on; before, a file of its own
 
 _CONVERT = "write it with Megatron-LM's --ckpt-format torch_dist (--ckpt-convert-format converts one)"
@@ -97,6 +97,9 @@ class ForeignCheckpoint:
             place = self._objects[_COMMON_STATE]
             path = self.folder / place.relative_path
             try:
+                there = path.stat().st_size
+                if place.offset + place.length > there:
+                    raise InputError(f"is too short ({there:,} bytes); it is damaged", where=str(path))
                 with path.open("rb") as file:
                     file.seek(place.offset)
                     data = file.read(place.length)
@@ -110,20 +113,21 @@ class ForeignCheckpoint:
         found = content.get("args") if isinstance(content, Mapping) else None
         if isinstance(found, Inert):
             found = found.fields
-        return {str(name): value for name, value in found.items()} if isinstance(found, dict) and found else None
+        if not isinstance(found, dict) or not found:
+            return None
+        return {name: value for name, value in found.items() if isinstance(name, str)}
 
 
 def _newest(folder: Path) -> Path:
     """Returns the folder of a checkpoint, which ``folder`` is or names the newest of."""
     if not folder.is_dir():
-        problem = "is a file" if folder.exists() else "no such folder"
-        raise InputError(problem, where=str(folder), remedy="give the folder of a checkpoint")
+        raise InputError(not_a_folder(folder), where=str(folder), remedy="give the folder of a checkpoint")
     tracker = folder / _TRACKER
     if tracker.is_file() and not (folder / METADATA).is_file():
         said = read_text(tracker).strip()
-        name = f"iter_{int(said):07d}" if said.isdecimal() else said
-        if Path(name).name != name or not (folder / name).is_dir():
-            raise InputError(f"names {said!r}, which does not exist", where=str(tracker))
+        name = f"iter_{said.zfill(7)}" if said.isdecimal() else said
+        if name not in {path.name for path in folder.iterdir() if path.is_dir()}:
+            raise InputError(f"names {said[:_SHOWN]!r}, which does not exist", where=str(tracker))
         folder = folder / name
     if (folder / METADATA).is_file():
         _check_format(folder)
@@ -138,8 +142,8 @@ def _check_format(folder: Path) -> None:
     if not path.is_file():
         raise InputError("is missing; this is not a checkpoint of Megatron-LM", where=str(path), remedy=_CONVERT)
     try:
-        backend = json.loads(read_text(path))["sharded_backend"]
-    except (KeyError, TypeError, ValueError):
+        backend = parse_json(read_text(path), where=str(path))["sharded_backend"]
+    except (KeyError, TypeError):
         raise InputError("does not name the checkpoint's format", where=str(path)) from None
     if backend != "torch_dist":
         raise InputError(f"the format is {backend}", where=str(path), remedy=_CONVERT)

@@ -92,7 +92,7 @@ def check_start_tokenizer(start: Start, tokenizer: Tokenizer, path: Path) -> Non
     """Refuses another tokenizer than the start's, where the start has one.
 
     A file of another library (``tokenizer.model`` and the ``tokenizer.json`` that was made from it) is the same
-    tokenizer if each id has the same piece.
+    tokenizer if each id has the same piece and the same token ends documents.
 
     Args:
         start: the start.
@@ -108,7 +108,8 @@ def check_start_tokenizer(start: Start, tokenizer: Tokenizer, path: Path) -> Non
     own = start.folder / entry["file"]
     if own.is_file() and (theirs := load_tokenizer(own)).library != tokenizer.library:
         size = theirs.vocab_size
-        if size == tokenizer.vocab_size and all(theirs.piece(at) == tokenizer.piece(at) for at in range(size)):
+        alike = (size, theirs.eod_id) == (tokenizer.vocab_size, tokenizer.eod_id)
+        if alike and all(theirs.piece(at) == tokenizer.piece(at) for at in range(size)):
             return
     problem = f"is tokenizer {tokenizer.fingerprint[:12]}, that of the start {entry['fingerprint'][:12]}"
     raise InputError(problem, where=str(path), remedy=f"make the data with {own}")

@@ -115,6 +115,11 @@ def check_empty(folder: Path) -> None:
         raise InputError("is the current folder, which cannot be replaced", where=str(folder), remedy="name one in it")
 
 
+def not_a_folder(path: Path) -> str:
+    """Returns what is wrong with a path at which there is no folder: ``is a file`` or ``no such folder``."""
+    return "is a file" if path.exists() else "no such folder"
+
+
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yields an empty sibling to write to; it is renamed to ``folder`` on success and removed on failure.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kis.common.errors import InputError
-from megatron_kis.common.parsing import damage
+from megatron_kis.common.parsing import damage, kind_in_json
 from megatron_kis.config.ladder import ModelShape
 from megatron_kis.convert.llama import LLAMA3
 
@@ -187,9 +187,11 @@ def _check_window(config: Mapping[str, Any], path: Path, *, given: bool) -> None
     kind = config["model_type"]
     if kind.startswith("qwen") and not config.get("use_sliding_window"):
         window = None
-    types = set(config.get("layer_types") or ()) - {"full_attention", "sliding_attention"}
-    if types:
-        raise InputError(f"layer_types {', '.join(sorted(types))} are not supported", where=str(path), remedy=_REMEDY)
+    types = config.get("layer_types") or []
+    if not isinstance(types, list):
+        raise InputError(f"layer_types is {kind_in_json(types)}", where=str(path), remedy="a list of names")
+    if others := sorted({str(one) for one in types} - {"full_attention", "sliding_attention"}):
+        raise InputError(f"layer_types {', '.join(others)} are not supported", where=str(path), remedy=_REMEDY)
     if window is not None and (not isinstance(window, int) or isinstance(window, bool)):
         raise InputError(f"sliding_window is {window!r}", where=str(path), remedy="a number of tokens, or null")
     if window is None or (kind != "llama" and positions is not None and window >= positions):

@@ -12,7 +12,7 @@ import torch
 
 from megatron_kis.checkpoint.start import Start
 from megatron_kis.common.errors import InputError
-from megatron_kis.common.files import check_empty, read_text, sha256_file
+from megatron_kis.common.files import check_empty, not_a_folder, read_text, sha256_file
 from megatron_kis.common.identity import RUN_FILE
 from megatron_kis.common.parsing import parse_json
 from megatron_kis.config.ladder import ModelShape
@@ -39,8 +39,8 @@ def import_huggingface(source: Path, output: Path, *, eod: str | None = None) ->
     """
     check_empty(output)
     if not source.is_dir():
-        problem = "is a file" if source.exists() else "no such folder"
-        raise InputError(problem, where=str(source), remedy="give the folder of a model, with config.json")
+        remedy = "give the folder of a model, with config.json"
+        raise InputError(not_a_folder(source), where=str(source), remedy=remedy)
     if (source / RUN_FILE).exists():
         remedy = "kis export hf writes it as a model; or start from it with kis train --branch-from"
         raise InputError("is the folder of a run of kis", where=str(source), remedy=remedy)

@@ -36,6 +36,7 @@ _ALIKE: dict[str, tuple[Any, ...]] = {
     "rotary_seq_len_interpolation_factor": (None, 1),
     "no_rope_freq": (None,),
     "apply_layernorm_1p": (False,),
+    "layernorm_zero_centered_gamma": (False,),  # the same from megatron-core 0.19 on
     "apply_residual_connection_post_layernorm": (False,),
     "squared_relu": (False,),
     "quick_geglu": (False,),
@@ -54,6 +55,7 @@ _ALIKE: dict[str, tuple[Any, ...]] = {
     "hybrid_layer_pattern": (None,),
     "hybrid_override_pattern": (None,),
     "heterogeneous_layers_config_path": (None,),
+    "heterogeneous_layers_config_encoded_json": (None,),
     "use_mup": (False,),
 }
 """Arguments of Megatron-LM that change what a model computes, and their values in the model here."""

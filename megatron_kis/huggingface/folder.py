@@ -7,9 +7,9 @@ from typing import Any
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.extras import import_extra
-from megatron_kis.common.files import read_text
+from megatron_kis.common.files import not_a_folder, read_text
 from megatron_kis.common.identity import RUN_FILE
-from megatron_kis.common.parsing import parse_json
+from megatron_kis.common.parsing import kind_in_json, parse_json
 
 PURPOSE = "to ask a model of Hugging Face"
 
@@ -21,9 +21,8 @@ def check_model_folder(folder: Path) -> None:
         InputError: no such folder, no ``config.json``, another kind of model, or no safetensors.
     """
     if not folder.is_dir():
-        what = "is a file" if folder.exists() else "no such folder"
         remedy = "give the folder of a model with config.json and *.safetensors; nothing is downloaded"
-        raise InputError(what, where=str(folder), remedy=remedy)
+        raise InputError(not_a_folder(folder), where=str(folder), remedy=remedy)
     path = folder / "config.json"
     if not path.is_file():
         if (folder / RUN_FILE).is_file():
@@ -58,8 +57,12 @@ def _check_causal(config: Any, path: Path) -> None:
         raise InputError("is_encoder_decoder is true", where=str(path), remedy=remedy)
     right = causal[kind] if isinstance(causal[kind], tuple) else (causal[kind],)
     classes = config.get("architectures") or list(right)
-    if not set(classes) & set(right):
-        problem = f"architectures is {', '.join(map(str, classes))}; the causal model of {kind} is {right[0]}"
+    if not isinstance(classes, list):
+        problem = f"architectures is {kind_in_json(classes)}"
+        raise InputError(problem, where=str(path), remedy=f"a list of names, such as {right[0]}")
+    names = list(map(str, classes))
+    if not set(names) & set(right):
+        problem = f"architectures is {', '.join(names)}; the causal model of {kind} is {right[0]}"
         raise InputError(problem, where=str(path), remedy=remedy)
 
 
@@ -76,7 +79,7 @@ def weight_files(source: Path) -> list[Path]:
     index = source / "model.safetensors.index.json"
     if index.is_file():
         try:
-            names = sorted(set(parse_json(read_text(index), where=str(index))["weight_map"].values()))
+            names = sorted(set(map(str, parse_json(read_text(index), where=str(index))["weight_map"].values())))
         except (KeyError, TypeError, ValueError, AttributeError):
             raise InputError("not an index of safetensors files", where=str(index)) from None
         if any(Path(name).name != name for name in names):

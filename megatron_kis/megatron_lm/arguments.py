@@ -48,7 +48,7 @@ def run_of(args: argparse.Namespace) -> RunConfig:
     if args.kis_run is not None:
         if given:
             raise InputError(
-                f"says what {args.kis_run} says",
+                f"cannot be combined with --kis-run {args.kis_run}, which gives it",
                 where=f"--kis-{given[0].replace('_', '-')}",
                 remedy="leave it out; --kis-set infusion.frequency=100 changes a setting of the file",
             )

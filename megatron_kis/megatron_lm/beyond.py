@@ -106,16 +106,12 @@ def check_others(args: argparse.Namespace) -> None:
 
 def _unusual(args: argparse.Namespace) -> dict[str, Any]:
     found = {name: getattr(args, name, usual) for name, usual in UNUSUAL.items()}
-    return {
-        name: value
-        for name, value in found.items()
-        if value != UNUSUAL[name] and not (not value and not UNUSUAL[name]) and str(value) != f"torch.{_long(name)}"
-    }
+    return {name: value for name, value in found.items() if not _is_usual(value, UNUSUAL[name])}
 
 
-def _long(name: str) -> str:
-    """Returns PyTorch's name of a usual type: Megatron-LM's checks replace its own by that."""
-    return "float32" if UNUSUAL[name] == "fp32" else ""
+def _is_usual(value: Any, usual: Any) -> bool:
+    """Returns whether a value is the usual one: Megatron-LM's checks replace ``fp32`` with PyTorch's type."""
+    return value == usual or not (value or usual) or (usual == "fp32" and str(value) == "torch.float32")
 
 
 def _plain(value: Any) -> Any:

@@ -44,7 +44,7 @@ def command_line(words: Sequence[str]) -> list[str]:
         return list(words)
     flags = {word.partition("=")[0] for word in others}
     if given := [flag for flag in _IN_OTHER_UNITS if flag in flags]:
-        problem = f"does not go with --kis-run {args.kis_run}, which says it in steps"
+        problem = f"cannot be combined with --kis-run {args.kis_run}, which gives it in steps"
         raise InputError(problem, where=given[0], remedy="leave it out")
     config = run_of(args)
     if args.tensor:

@@ -15,6 +15,7 @@ from megatron_kis.checkpoint.folders import Checkpoint
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import read_json, write_json
 from megatron_kis.common.identity import data_differences, differences
+from megatron_kis.megatron_lm.beyond import flag_of
 from megatron_kis.training.record import setting_differences
 
 SCHEMA = "kis.megatron/1"
@@ -31,8 +32,8 @@ def write_progress(args: argparse.Namespace, iteration: int, content: Mapping[st
     write_json(file_of(args.save, iteration), {"schema": SCHEMA, "step": iteration, "files": {}, **content})
 
 
-def start_of(args: argparse.Namespace) -> str | None:
-    """Returns the checkpoint whose weights a run began with; None for random ones.
+def start_of(args: argparse.Namespace) -> tuple[str, str] | None:
+    """Returns the argument that loads weights and the checkpoint that a run began with; None for random weights.
 
     A run that is resumed began with what the checkpoint's file says.
 
@@ -43,10 +44,11 @@ def start_of(args: argparse.Namespace) -> str | None:
         path = file_of(args.load, args.iteration)
         settings = read_json(path, SCHEMA, keys=_KEYS)["identity"]["settings"] if path.is_file() else {}
         found: str | None = settings.get("megatron_lm", {}).get("start")
-        return found
-    for folder in (args.load, getattr(args, "pretrained_checkpoint", None)):
+        return ("--load", found) if found else None
+    for name in ("load", "pretrained_checkpoint"):
+        folder = getattr(args, name, None)
         if folder and (Path(folder) / "latest_checkpointed_iteration.txt").is_file():
-            return str(Path(folder).absolute())
+            return flag_of(name), str(Path(folder).absolute())
     return None
 
 

@@ -78,11 +78,12 @@ class Session:
         """
         start = start_of(self._args)
         if self._args.kis_run is None:
-            return {"megatron_lm": other_settings(self._args) | ({"start": start} if start else {})}
+            return {"megatron_lm": other_settings(self._args) | ({"start": start[1]} if start else {})}
         if start:
+            flag, folder = start
             raise InputError(
-                f"the run would begin with the weights of {start}, and {self._args.kis_run} begins with random ones",
-                where="--load" if self._args.load else "--pretrained-checkpoint",
+                f"the run would begin with the weights of {folder}, and {self._args.kis_run} begins with random ones",
+                where=flag,
                 remedy="leave it out, or use --kis-exposures in place of --kis-run",
             )
         return {}

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_kis.common.errors import InputError
-from megatron_kis.common.files import atomic_path, read_json, sha256_content, sha256_file, steadily
+from megatron_kis.common.files import atomic_path, not_a_folder, read_json, sha256_content, sha256_file, steadily
 from megatron_kis.common.identity import QUESTIONS as ASKED
 from megatron_kis.common.identity import RUN_FILE, RUN_SCHEMA, data_differences, settings_of
 from megatron_kis.config.recorded import recorded_config
@@ -269,7 +269,7 @@ def open_run(folder: Path) -> PastRun:
     """
     path = folder / RUN_FILE
     if not path.exists():
-        problem = f"has no {RUN_FILE}" if folder.is_dir() else "is a file" if folder.exists() else "no such folder"
+        problem = f"has no {RUN_FILE}" if folder.is_dir() else not_a_folder(folder)
         raise InputError(problem, where=str(folder), remedy="give the folder of a run")
     record = read_json(path, RUN_SCHEMA, keys=("run", "config", "fingerprints"))
     for name in ("config", "fingerprints"):

@@ -18,7 +18,7 @@ from megatron_kis.checkpoint.folders import FOLDER, Checkpoint, required, write_
 from megatron_kis.checkpoint.log_repair import PROBES, content_at
 from megatron_kis.common.configuration import parse_config
 from megatron_kis.common.errors import InputError
-from megatron_kis.common.files import write_bytes
+from megatron_kis.common.files import not_a_folder, write_bytes
 from megatron_kis.common.identity import CHECKPOINT_FILE, CHECKPOINT_SCHEMA, QUESTIONS, changed_data, short
 from megatron_kis.common.paths import seen_from
 from megatron_kis.common.units import plural
@@ -55,7 +55,7 @@ def parse_source(text: str) -> tuple[Path, int | None]:
     if step and not step.isdecimal():
         raise InputError(f"is {text!r}", where="--branch-from", remedy="give RUN_DIR or RUN_DIR@STEP")
     if not Path(folder).is_dir():
-        raise InputError("no such run", where=folder, remedy="give the folder of a run with checkpoints")
+        raise InputError(not_a_folder(Path(folder)), where=folder, remedy="give the folder of a run with checkpoints")
     return Path(folder), int(step) if step else None
 
 

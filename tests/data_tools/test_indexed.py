@@ -96,6 +96,8 @@ def test_missing_files_are_named(tmp_path):
         with pytest.raises(InputError, match=f"corpus.v1{suffix}: no such file"):
             IndexedReader(prefix)
         path.write_bytes(content)
+    with pytest.raises(InputError, match=r"cannot be read \(File name too long\)"):
+        IndexedReader(tmp_path / ("c" * 300))
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".idx"])

@@ -87,7 +87,7 @@ def run(*command: str, folder: Path | None = None, keep: Collection[str] = ()) -
     if re.search(r"[Uu]nable to contact slurm controller|Connection refused|Socket timed out|slurm_load_ctl", said):
         raise JobError(f"SLURM's controller does not answer ({said}); try again later")
     if re.search(r"fetch_config|configuration source|[Uu]nable to (open|read) .*slurm\.conf", said):
-        raise InputError("SLURM is not configured on this machine", where=command[0], remedy=_ELSEWHERE)
+        raise InputError(f"SLURM is not configured on this machine ({said})", where=command[0], remedy=_ELSEWHERE)
     remedy = next((remedy for words, remedy in _REMEDIES if words.lower() in said.lower()), None)
     raise InputError(said, where=command[0], remedy=remedy or "change cluster: in the study, or the templates")
 

@@ -156,7 +156,7 @@ def test_answers_of_several_models_become_curves(asked: Asked, tmp_path: Path, c
         (("--model", "model", "--questions", "q", "--step", "5"), "--step: cannot be combined with --model"),
         (
             ("--model", "model", "--questions", "q", "--all-templates"),
-            "--all-templates: cannot be combined with",
+            "--all-templates: cannot be combined with --model",
         ),
         (("--model", "model", "--questions", "q", "--probes", "{}"), "--probes: cannot be combined with --model"),
         (("run", "--questions", "q"), "--questions: cannot be combined with a run; use it with --model DIR"),
@@ -179,7 +179,7 @@ def test_answers_of_several_models_become_curves(asked: Asked, tmp_path: Path, c
         ),
         (
             ("--model", "model", "--questions", "q", "--batch-tokens", "0"),
-            "--batch-tokens: '0' is not a count",
+            "argument --batch-tokens: '0' is not a count",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -221,6 +221,10 @@ def break_(asked: Asked, folder: Path, how: str) -> tuple[Path, Path]:
             config |= {"model_type": "bert", "architectures": ["BertForMaskedLM"]}
         case "no head":
             config["architectures"] = ["LlamaModel"]
+        case "no list of heads":
+            config["architectures"] = 5
+        case "nested heads":
+            config["architectures"] = [["LlamaForCausalLM"]]
         case "translates":
             config |= {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}
         case "own code":
@@ -267,6 +271,8 @@ DAMAGE = {
     "damaged weights": "cannot be loaded (",
     "an encoder": "architectures is BertForMaskedLM; the causal model of bert is BertLMHeadModel",
     "no head": "architectures is LlamaModel; the causal model of llama is LlamaForCausalLM",
+    "no list of heads": "architectures is a number; a list of names, such as LlamaForCausalLM",
+    "nested heads": "architectures is ['LlamaForCausalLM']; the causal model of llama is LlamaForCausalLM",
     "translates": "t5 models are not causal; give a causal model",
     "own code": "model_type 'mine' needs code from its folder (auto_map), which is not run; load it in Python",
     "unknown": "this version of transformers does not know model_type 'mine'",
@@ -350,9 +356,11 @@ def test_a_device_without_memory_for_the_model_is_named(asked: Asked, monkeypatc
 
 def test_an_index_that_names_a_missing_file_is_refused(asked: Asked, tmp_path: Path) -> None:
     model = shutil.copytree(asked.model, tmp_path / "model")
-    (model / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00002.safetensors"}}')
-    with pytest.raises(InputError, match=r"has no model-00002\.safetensors, which model\.safetensors\.index\.json"):
-        load_model(model)
+    index = model / "model.safetensors.index.json"
+    for name in ("model-00002.safetensors", 5):
+        index.write_text(json.dumps({"weight_map": {"a": name}}))
+        with pytest.raises(InputError, match=rf"has no {name}, which model\.safetensors\.index\.json names"):
+            load_model(model)
 
 
 def test_questions_need_facts_and_a_tokenizer_that_keeps_them(asked: Asked, tmp_path: Path, capsys: Printed) -> None:
@@ -402,7 +410,8 @@ def test_tasks_are_written_without_a_run(asked: Asked, tmp_path: Path, capsys: P
     assert "--exposures: cannot be combined with --questions" in refused(
         capsys, *words[:-1], tmp_path / "u", "--exposures", "x"
     )
-    assert "--questions: cannot be combined with" in refused(capsys, *again, "run", "--questions", asked.questions)
+    said = refused(capsys, *again, "run", "--questions", asked.questions)
+    assert "--questions: cannot be combined with RUN_DIR" in said
     assert "the folder is not empty" in refused(capsys, *words)
 
 

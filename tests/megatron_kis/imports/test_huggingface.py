@@ -336,3 +336,12 @@ def test_data_of_another_tokenizer_than_the_starts_are_refused(
     check_start_tokenizer(start, tokenizer, path)  # known by its fingerprint alone
     without = Start(start.folder, {**start.content, "tokenizer": None})
     check_start_tokenizer(without, load_tokenizer(path), path)
+
+
+def test_a_start_whose_documents_end_with_another_token_has_another_tokenizer(
+    tiny_run: MakeRun, tiny_data: Path, tmp_path: Path
+) -> None:
+    piece = load_tokenizer(tiny_data / "tokenizer.model").piece(300)
+    start = import_huggingface(make_model(tmp_path / "hf", tiny_data, **TIED), tmp_path / "start", eod=piece)
+    with pytest.raises(InputError, match=r"tokenizer\.model: is tokenizer \w{12}, that of the start \w{12}; make the"):
+        open_inputs(run_from(start.folder, tiny_run))

@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torch.distributed.checkpoint.filesystem import _StorageInfo
 
+from megatron_kis.checkpoint.foreign import ForeignCheckpoint
 from megatron_kis.checkpoint.pickles import read_pickle
 from megatron_kis.checkpoint.shards import read_tensors
 from megatron_kis.cli.main import main
@@ -216,9 +218,14 @@ def test_what_is_no_such_checkpoint_is_refused(saved: tuple[Path, torch.Tensor],
     (folder / "metadata.json").write_text('{"sharded_backend": "zarr", "sharded_backend_version": 1}')
     with pytest.raises(InputError, match=r"metadata\.json: the format is zarr"):
         import_megatron(folder, tmp_path / "start")
-    (tmp_path / "latest_checkpointed_iteration.txt").write_text("12")
-    with pytest.raises(InputError, match="names '12', which does not exist"):
-        import_megatron(tmp_path, tmp_path / "start")
+    for said, problem in (("[" * 100_000, "nested"), ("{", "not valid JSON"), ("[1]", "does not name the checkpoint")):
+        (folder / "metadata.json").write_text(said)
+        with pytest.raises(InputError, match=rf"metadata\.json.*{problem}"):
+            import_megatron(folder, tmp_path / "start")
+    for said in ("12", "9" * 5000, "x" * 300, "../other", ".."):
+        (tmp_path / "latest_checkpointed_iteration.txt").write_text(said)
+        with pytest.raises(InputError, match=f"names '{said[:40]}', which does not exist"):
+            import_megatron(tmp_path, tmp_path / "start")
     folder = changed(saved, tmp_path / "cut")
     for part in folder.glob("*.distcp"):
         part.write_bytes(part.read_bytes()[: part.stat().st_size // 2])
@@ -239,6 +246,9 @@ def test_what_is_no_such_checkpoint_is_refused(saved: tuple[Path, torch.Tensor],
         ({"num_experts": 8}, "the argument num_experts is 8"),
         ({"add_bias_linear": True}, "the argument add_bias_linear is True"),
         ({"window_size": (128, 0)}, "the argument window_size is set"),
+        ({"apply_layernorm_1p": True}, "the argument apply_layernorm_1p is True"),
+        ({"layernorm_zero_centered_gamma": True}, "the argument layernorm_zero_centered_gamma is True"),
+        ({"heterogeneous_layers_config_encoded_json": "{}"}, "the argument heterogeneous_layers_config_encoded_json"),
         ({"num_layers": None}, "do not give the model's shape"),
         ({"num_attention_heads": 3}, r"model\.query_groups 3 heads cannot share 2"),
     ],
@@ -251,6 +261,28 @@ def test_arguments_of_another_model_are_refused_by_name(
     torch.save({"args": argparse.Namespace(**ARGUMENTS | change)}, folder / "common.pt")
     with pytest.raises(InputError, match=complaint):
         import_megatron(folder, tmp_path / "start")
+
+
+@pytest.mark.parametrize(("offset", "length"), [(0, 2**60), (2**70, 8), (2**20, 8)])
+def test_settings_beyond_the_end_of_their_file_are_refused(
+    saved: tuple[Path, torch.Tensor], tmp_path: Path, offset: int, length: int
+) -> None:
+    folder = changed(saved, tmp_path / "other")
+    (folder / "common.pt").unlink(missing_ok=True)
+    (folder / "__0_9.distcp").write_bytes(b"N.")
+    checkpoint = ForeignCheckpoint(folder)
+    checkpoint._objects["common_state/shard_0_1"] = _StorageInfo("__0_9.distcp", offset, length)
+    with pytest.raises(InputError, match=r"__0_9\.distcp: is too short \(2 bytes\); it is damaged"):
+        checkpoint.settings()
+
+
+def test_an_argument_whose_name_is_no_text_is_left_out(saved: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
+    folder = changed(saved, tmp_path / "other")
+    endless = b"cos\nname\nK\x01" + b"2\x86" * 60 + b"\x85R"  # as text it would have 2^60 numbers
+    (folder / "common.pt").write_bytes(
+        b"\x80\x04}X\x04\x00\x00\x00args}(X\x01\x00\x00\x00aK\x01" + endless + b"K\x02us."
+    )
+    assert ForeignCheckpoint(folder).settings() == {"a": 1}
 
 
 def test_without_groups_each_head_has_its_own_keys() -> None:

@@ -132,7 +132,7 @@ def test_texts_and_their_weights(words: list[str], corpora: list[object]) -> Non
             "--vocab-size: gives the embedding 128 rows, and the exposures were made with a tokenizer",
         ),
         ("--data-path x", "--data-path: names general text, and so does data.corpus of"),
-        ("--kis-ratio 0.1", "--kis-ratio: says what"),
+        ("--kis-ratio 0.1", "--kis-ratio: cannot be combined with --kis-run"),
         ("--kis-set infusion.frequency=1000000", "infusion.frequency: 16 infused facts x 1e+06 exposures"),
         ("--kis-set documents.reset_attention=true", "documents.reset_attention: is not carried over"),
     ],
@@ -281,7 +281,9 @@ def test_dtypes_of_megatrons_checks_are_usual() -> None:
 @pytest.mark.parametrize("words", ["--train-samples 160", "--lr-warmup-samples=8", "--lr-warmup-fraction 0.1"])
 def test_a_run_is_described_in_steps(run_file: Path, words: str) -> None:
     flag = words.replace("=", " ").split()[0]
-    with pytest.raises(InputError, match=rf"{flag}: does not go with --kis-run .*, which says it in steps; leave it"):
+    with pytest.raises(
+        InputError, match=rf"{flag}: cannot be combined with --kis-run .*, which gives it in steps; leave"
+    ):
         command_line(["--kis-run", str(run_file), *words.split()])
 
 

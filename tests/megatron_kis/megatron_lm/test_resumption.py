@@ -10,6 +10,7 @@ import pytest
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.megatron_lm.resumption import file_of, read_progress, start_of, write_progress
+from megatron_kis.megatron_lm.session import Session
 
 IDENTITY: dict[str, Any] = {
     "settings": {"training": {"seed": 1}},
@@ -65,14 +66,26 @@ def test_the_weights_that_a_run_began_with_are_known_after_a_resume(tmp_path: Pa
     pretrained, saved = tmp_path / "pretrained", tmp_path / "saved"
     args: Any = SimpleNamespace(load=saved, pretrained_checkpoint=pretrained, iteration=0)
     assert start_of(args) is None
-    for folder, expected in ((pretrained, pretrained), (saved, saved)):  # --load goes first
+    for flag, folder in (("--pretrained-checkpoint", pretrained), ("--load", saved)):  # the latter goes first
         folder.mkdir()
         (folder / "latest_checkpointed_iteration.txt").write_text("release", encoding="utf-8")
-        assert start_of(args) == str(expected)
+        assert start_of(args) == (flag, str(folder))
     settings = {"megatron_lm": {"start": str(pretrained)}}
     resumed = kept(saved, identity=IDENTITY | {"settings": settings})
-    assert start_of(resumed) == str(pretrained)
+    assert start_of(resumed) == ("--load", str(pretrained))
     assert start_of(kept(saved)) is None
+
+
+def test_the_argument_is_named_that_gives_a_run_with_a_file_other_weights(tmp_path: Path) -> None:
+    pretrained = tmp_path / "pretrained"
+    pretrained.mkdir()
+    (pretrained / "latest_checkpointed_iteration.txt").write_text("release", encoding="utf-8")
+    args = SimpleNamespace(load=tmp_path, pretrained_checkpoint=pretrained, iteration=0, kis_run=Path("run.yaml"))
+    session: Any = SimpleNamespace(_args=args)
+    with pytest.raises(
+        InputError, match=r"^--pretrained-checkpoint: the run would begin with the weights of .*; leave"
+    ):
+        Session._other_settings(session)
 
 
 def test_a_checkpoint_without_a_plan_is_refused(tmp_path: Path) -> None:

@@ -111,3 +111,6 @@ def test_a_source_is_a_folder_and_perhaps_a_step(tmp_path: Path) -> None:
     for text in (f"{tmp_path}@x", f"{tmp_path}/absent@3"):
         with pytest.raises(InputError):
             parse_source(text)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file: is a file; give the folder of a run"):
+        parse_source(f"{tmp_path / 'file'}@12")

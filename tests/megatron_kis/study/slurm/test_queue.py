@@ -145,7 +145,7 @@ def program(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
         (
             "sbatch: error: fetch_config: failed\nsbatch: fatal: Could not establish a configuration source",
             InputError,
-            "sbatch: SLURM is not configured on this machine; submit on a machine of the cluster",
+            r"sbatch: SLURM is not configured on this machine \(sbatch: error: fetch_config.*\); submit on a",
         ),
         ("sbatch: error: something new", InputError, "change cluster"),
     ],
