@@ -22,6 +22,7 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import check_empty, read_text, sha256_file
 from megatron_kis.common.parsing import damage, parse_yaml
 from megatron_kis.config.ladder import ModelShape
+from megatron_kis.config.megatron_model import OTHER_MODELS
 from megatron_kis.config.model import ModelConfig
 from megatron_kis.convert.llama import EMBEDDING, LAYERS, OUTPUT, stored_shapes
 from megatron_kis.convert.start_folder import write_start_folder
@@ -32,31 +33,14 @@ _ALIKE: dict[str, tuple[Any, ...]] = {
     "position_embedding_type": ("rope",),
     "add_bias_linear": (False,),
     "rotary_percent": (1.0,),
-    "rotary_interleaved": (False,),
-    "rotary_seq_len_interpolation_factor": (None, 1),
-    "no_rope_freq": (None,),
-    "apply_layernorm_1p": (False,),
-    "layernorm_zero_centered_gamma": (False,),  # the same from megatron-core 0.19 on
-    "apply_residual_connection_post_layernorm": (False,),
+    "apply_layernorm_1p": (False,),  # `layernorm_zero_centered_gamma` before megatron-core 0.19
     "squared_relu": (False,),
-    "quick_geglu": (False,),
-    "glu_linear_offset": (0.0,),
-    "activation_func_clamp_value": (None,),
-    "qk_l2_norm": (False,),
-    "attention_output_gate": (False,),
-    "softmax_type": ("vanilla",),
     "softmax_scale": (None,),
-    "window_size": (None,),
     "multi_latent_attention": (False,),
-    "experimental_attention_variant": (None,),
-    "linear_attention_freq": (None,),
     "num_experts": (None, 0),
     "mtp_num_layers": (None, 0),
-    "hybrid_layer_pattern": (None,),
-    "hybrid_override_pattern": (None,),
-    "heterogeneous_layers_config_path": (None,),
-    "heterogeneous_layers_config_encoded_json": (None,),
-    "use_mup": (False,),
+    **{name: (usual,) for name, usual in OTHER_MODELS.items()},
+    "rotary_seq_len_interpolation_factor": (None, 1),
 }
 """Arguments of Megatron-LM that change what a model computes, and their values in the model here."""
 

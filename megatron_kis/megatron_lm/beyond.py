@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from megatron_kis.common.errors import InputError
+from megatron_kis.config.megatron_model import OTHER_MODELS
 
 ALWAYS = (
     "optimizer",
@@ -34,32 +35,10 @@ ALWAYS = (
 )
 """Those that the record of a run without a file has, whatever they are."""
 
-UNUSUAL: dict[str, Any] = {
-    "window_size": None,
-    "window_attn_skip_freq": None,
-    "softmax_type": "vanilla",
-    "attention_output_gate": False,
-    "experimental_attention_variant": None,
-    "linear_attention_freq": None,
-    "qk_l2_norm": False,
+UNUSUAL: dict[str, Any] = OTHER_MODELS | {
     "qk_clip": False,
-    "rotary_interleaved": False,
-    "rotary_seq_len_interpolation_factor": None,
-    "no_rope_freq": None,
-    "openai_gelu": False,
-    "quick_geglu": False,
-    "glu_linear_offset": 0.0,
-    "activation_func_clamp_value": None,
-    "apply_residual_connection_post_layernorm": False,
-    "layernorm_zero_centered_gamma": False,
     "embedding_init_method_std": None,
     "init_method_xavier_uniform": False,
-    "use_mup": False,
-    "spec": None,
-    "hybrid_layer_pattern": None,
-    "hybrid_override_pattern": None,
-    "heterogeneous_layers_config_path": None,
-    "heterogeneous_layers_config_encoded_json": None,
     "freeze_all_layers": False,
     "lr_warmup_init": 0.0,
     "decoupled_lr": None,
