@@ -20,11 +20,20 @@ from megatron_kis.training.record import setting_differences
 
 SCHEMA = "kis.megatron/1"
 _KEYS = ("step", "sequences", "identity", "state", "skipped", "ledger", "elapsed", "logs", "sessions")
+_IDENTITY = ("settings", "data", "plan_identity", "precision")
 
 
 def file_of(folder: Path | str, iteration: int) -> Path:
     """Returns the file that belongs to an iteration's checkpoint in a folder of ``--save`` or ``--load``."""
     return Path(folder) / "kis" / f"iter_{iteration:07d}.json"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content = read_json(path, SCHEMA, keys=_KEYS)
+    known = content["identity"] if isinstance(content["identity"], dict) else {}
+    if missing := [key for key in _IDENTITY if key not in known]:
+        raise InputError(f"identity.{missing[0]} is missing", where=str(path), remedy="restore the file")
+    return content
 
 
 def write_progress(args: argparse.Namespace, iteration: int, content: Mapping[str, Any]) -> None:
@@ -42,7 +51,7 @@ def start_of(args: argparse.Namespace) -> tuple[str, str] | None:
     """
     if args.iteration:
         path = file_of(args.load, args.iteration)
-        settings = read_json(path, SCHEMA, keys=_KEYS)["identity"]["settings"] if path.is_file() else {}
+        settings = _read(path)["identity"]["settings"] if path.is_file() else {}
         found: str | None = settings.get("megatron_lm", {}).get("start")
         return ("--load", found) if found else None
     for name in ("load", "pretrained_checkpoint"):
@@ -75,7 +84,7 @@ def read_progress(args: argparse.Namespace, identity: Mapping[str, Any]) -> Chec
             where=where,
             remedy=f"restore the file, {otherwise}",
         )
-    manifest = read_json(path, SCHEMA, keys=_KEYS)
+    manifest = _read(path)
     then = manifest["identity"]
     settings = setting_differences(then["settings"], identity["settings"])
     for what, changed in (

@@ -43,6 +43,9 @@ _OWN = (
 """Settings in which a branch may differ from its trunk; whether the exposures fit is decided by the plans."""
 
 
+_DIGITS = 18  # of a step
+
+
 def parse_source(text: str) -> tuple[Path, int | None]:
     """Returns the folder and the step of ``RUN_DIR[@STEP]``.
 
@@ -50,9 +53,10 @@ def parse_source(text: str) -> tuple[Path, int | None]:
         InputError: the step is no number, or there is no such folder.
     """
     folder, at, step = text.rpartition("@")
-    if not at or Path(text).is_dir():
+    too_long = step.isdecimal() and len(step) > _DIGITS
+    if not at or (not too_long and Path(text).is_dir()):
         folder, step = text, ""
-    if step and not step.isdecimal():
+    if step and (too_long or not step.isdecimal()):
         raise InputError(f"is {text!r}", where="--branch-from", remedy="give RUN_DIR or RUN_DIR@STEP")
     if not Path(folder).is_dir():
         raise InputError(not_a_folder(Path(folder)), where=folder, remedy="give the folder of a run with checkpoints")

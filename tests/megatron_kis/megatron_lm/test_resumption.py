@@ -107,3 +107,12 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text(encoding="utf-8").replace('"skipped"', '"skiped"'), encoding="utf-8")
     with pytest.raises(InputError, match="skipped"):
         read_progress(args, IDENTITY)
+
+
+@pytest.mark.parametrize("key", IDENTITY)
+def test_a_file_without_a_part_of_the_identity_is_refused(tmp_path: Path, key: str) -> None:
+    args = kept(tmp_path, identity={name: value for name, value in IDENTITY.items() if name != key})
+    with pytest.raises(InputError, match=rf"iter_0000500\.json: identity\.{key} is missing"):
+        read_progress(args, IDENTITY)
+    with pytest.raises(InputError, match=rf"identity\.{key} is missing"):
+        start_of(args)

@@ -108,7 +108,10 @@ def test_a_source_is_a_folder_and_perhaps_a_step(tmp_path: Path) -> None:
     odd.mkdir()
     assert parse_source(str(odd)) == (odd, None)
     assert parse_source(f"{odd}@12") == (odd, 12)
-    for text in (f"{tmp_path}@x", f"{tmp_path}/absent@3"):
+    below = odd / "the folder of a run with a long name"
+    below.mkdir()
+    assert parse_source(str(below)) == (below, None)
+    for text in (f"{tmp_path}@x", f"{tmp_path}/absent@3", f"{tmp_path}@{'7' * 5000}"):
         with pytest.raises(InputError):
             parse_source(text)
     (tmp_path / "file").touch()
