@@ -162,7 +162,7 @@ def test_answers_of_several_models_become_curves(asked: Asked, tmp_path: Path, c
         (("run", "--questions", "q"), "--questions: cannot be combined with a run; use it with --model DIR"),
         (("run", "--dtype", "float32"), "--dtype: cannot be combined with a run"),
         (("run", "--frequency", "0"), "--frequency: cannot be combined with a run"),
-        (("--model", "model", "--questions", "q", "--tokens", "5"), "--tokens: needs --curves FILE.csv"),
+        (("--model", "model", "--questions", "q", "--tokens", "5"), "--tokens: needs --curves; add --curves FILE.csv"),
         (("--model", "model", "--questions", "q", "--curves", "c"), "--tokens: is missing"),
         ((*CURVE, "--frequency", "nan"), "--frequency: is nan; 0 or more exposures"),
         ((*CURVE, "--frequency", "-1"), "--frequency: is -1.0"),
