@@ -11,6 +11,7 @@ import contextlib
 import os
 import sys
 from pathlib import Path
+from runpy import run_path
 from types import SimpleNamespace
 from typing import Any
 
@@ -82,7 +83,7 @@ def _install() -> None:
     training.set_jit_fusion_options = lambda **_: None  # compiles kernels and runs them
 
 
-def _rank(words: list[str], environment: dict[str, str], log: Path, script: str) -> None:
+def _rank(words: list[str], environment: dict[str, str], log: Path, script: str | None) -> None:
     os.environ.update(environment)
     with open(log, "wb") as output:
         os.dup2(output.fileno(), 1)
@@ -95,13 +96,13 @@ def _rank(words: list[str], environment: dict[str, str], log: Path, script: str)
     with _OnCpu():
         if script:
             use_compiled_helpers()
-            exec(script, {"train_valid_test_datasets_provider": gpt_datasets, "forward_step": forward_step})
+            run_path(script, {"train_valid_test_datasets_provider": gpt_datasets, "forward_step": forward_step})
             sys.exit()
         sys.exit(pretrain_kis.main())
 
 
-def pretrain(folder: Path, *words: object, ranks: int = 1, script: str = "") -> tuple[int, str]:
-    """Runs ``pretrain_kis.py`` with arguments, or the lines of another ``script``.
+def pretrain(folder: Path, *words: object, ranks: int = 1, script: Path | None = None) -> tuple[int, str]:
+    """Runs ``pretrain_kis.py`` with arguments, or another ``script`` for which datasets and step are defined.
 
     Returns:
         The largest exit status of its ranks, and what they have printed.
@@ -112,7 +113,9 @@ def pretrain(folder: Path, *words: object, ranks: int = 1, script: str = "") -> 
         environment = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_PORT": port}
         environment |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
         environment["TORCHDYNAMO_DISABLE"] = "1"
-        processes.append(SERVER.Process(target=_rank, args=([str(word) for word in words], environment, log, script)))
+        processes.append(
+            SERVER.Process(target=_rank, args=([str(word) for word in words], environment, log, script and str(script)))
+        )
         processes[-1].start()
     for process in processes:
         process.join(180)

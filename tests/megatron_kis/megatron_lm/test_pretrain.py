@@ -246,10 +246,11 @@ def test_a_run_records_the_weights_it_began_with_and_one_with_a_file_takes_none(
 @pytest.mark.slow
 def test_the_lines_of_the_page_are_a_whole_script(tiny_data: Path, tmp_path: Path) -> None:
     page = blocks(ROOT / "docs" / "how-to" / "megatron-lm.md")
-    lines = next(block.text for block in page if block.language == "python")
+    script = tmp_path / "script.py"
+    script.write_text(next(block.text for block in page if block.language == "python"), encoding="utf-8")
     words = ["--kis-exposures", tiny_data / "exposures", "--data-path", tiny_data / "corpus"]
     words += [*WITHOUT_A_RUN.split(), "--data-cache-path", tmp_path / "cache", "--kis-output", tmp_path / "own"]
-    status, said = pretrain(tmp_path, *words, script=lines)
+    status, said = pretrain(tmp_path, *words, script=script)
     assert status == 0, said
     assert differences_of(audit_run(tmp_path / "own")) == 0
 
