@@ -255,7 +255,7 @@ def _plateau(curve: _Curve, form: _Form, kept: Array) -> tuple[Array, Array, Arr
 
     def state(a: Array, kept: Array) -> tuple[Array, Array, Array]:
         """Returns (log-likelihood, score, information), each [M]."""
-        p = np.maximum(chance + a * kept, 1e-9)  # a and kept are below 1: so is p
+        p = np.maximum(chance + a * kept, 1e-9)  # below 1, because a is below 1 - chance
         q = 1 - p
         there = alike + right * np.log(p) + wrong * np.log(q)
         other = np.exp(np.minimum(apart - there, 700.0))

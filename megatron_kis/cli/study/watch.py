@@ -11,7 +11,6 @@ from megatron_kis.cli.study.status import overview, queued
 from megatron_kis.cli.study.table import headline, tables
 from megatron_kis.common.console import output_console, plain
 from megatron_kis.common.errors import InputError, JobError
-from megatron_kis.common.units import plural
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +68,8 @@ def _watch(options: argparse.Namespace) -> int:
             live.stop()
     others = sum(row.state == "other settings" for row in rows)
     if others:
-        raise JobError(f"{others} of {plural(len(rows), 'run')} with other settings; kis study status names them")
+        raise JobError(f"runs with other settings: {others} of {len(rows)}; kis study status names them")
     lost = sum(row.state == "given up" for row in rows)
     if lost:
-        raise JobError(f"{lost} of {plural(len(rows), 'run')} given up; kis study status says why")
+        raise JobError(f"runs given up: {lost} of {len(rows)}; kis study status says why")
     return 0
