@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from megatron_kis.common.errors import InputError
+from megatron_kis.common.errors import InputError, placed
 from megatron_kis.common.files import fingerprint, read_json
 from megatron_kis.config.ladder import ModelShape
 from megatron_kis.data_tools.tokenizers.base import Tokenizer, made_with
@@ -61,7 +61,8 @@ def open_start(folder: Path, shape: ModelShape, *, vocabulary: int | None = None
         InputError: there is no start, a file of another size, a model of another shape or vocabulary, or one that was
             made for shorter sequences.
     """
-    start = read_start(folder)
+    with placed("model.init_from"):
+        start = read_start(folder)
     path, content = folder / START_NAME, start.content
     defaults = {field.name: field.default for field in fields(shape)}
     for name, value in asdict(shape).items():
@@ -75,7 +76,7 @@ def open_start(folder: Path, shape: ModelShape, *, vocabulary: int | None = None
     if vocabulary is not None and content["vocabulary"] != vocabulary:
         raise InputError(
             f"has {content['vocabulary']} rows in its embedding, the run's tokenizer needs {vocabulary}",
-            where=str(path),
+            where=f"model.init_from: {path}",
             remedy="make the data with the tokenizer next to it",
         )
     if longest is not None and start.positions is not None and longest > start.positions:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_kis.cli.parser import refuse_options
-from megatron_kis.common.errors import InputError
+from megatron_kis.common.errors import InputError, placed
 from megatron_kis.common.units import plural, quantity, whole_quantity
 from megatron_kis.config.ladder import PRESETS
 
@@ -236,10 +236,8 @@ def _jobs_of_file(path: Path, options: argparse.Namespace) -> list[Planned]:
     for rung, budget, _ in kinds if options.gpus is None else ():
         own = {"token_budget": budget, "micro_batch_size": rung.micro_batch_size or shared.micro_batch_size}
         training = parse_config(TrainingConfig, {**shared.model_dump(), **own}, source=f"{path}: {rung.label}")
-        try:
+        with placed(rung.label):
             check_layout(rung, rung.parallel, training, vocabulary=options.vocabulary or pieces)
-        except InputError as error:
-            raise InputError(error.problem, where=f"{rung.label}: {error.where}", remedy=error.remedy) from None
     return [
         Planned(
             rung.label,

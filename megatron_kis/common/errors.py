@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 _LISTED = 30  # valid names that a message lists
 _UTF = {  # the longer marks first
@@ -38,6 +39,20 @@ class InputError(KisError):
             message += f"; {remedy}"
         super().__init__(message)
         self.problem, self.where, self.remedy = problem, where, remedy
+
+
+@contextmanager
+def placed(where: str) -> Iterator[None]:
+    """Puts a place before that of an ``InputError``: the key that names a file, or the run that has a key.
+
+    Args:
+        where: the key, or ``run NAME``.
+    """
+    try:
+        yield
+    except InputError as error:
+        place = f"{where}: {error.where}" if error.where else where
+        raise InputError(error.problem, where=place, remedy=error.remedy) from None
 
 
 class JobError(KisError):

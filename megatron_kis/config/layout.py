@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from megatron_kis.common.errors import InputError
+from megatron_kis.common.errors import InputError, placed
 from megatron_kis.common.units import plural
 from megatron_kis.config.ladder import ModelShape
 from megatron_kis.config.model import ModelConfig
@@ -70,11 +70,9 @@ def check_layouts(runs: Iterable[RunConfig], *, vocabulary: int | None = None) -
         if key in checked:
             continue
         checked.add(key)
-        try:
+        with placed(f"run {run.name}"):
             check_layers(run.model.transformer_impl, own_mask=own_mask, precision=training.precision)
             check_layout(run.model, run.parallel, training, vocabulary=vocabulary)
-        except InputError as error:
-            raise InputError(error.problem, where=f"run {run.name}: {error.where}", remedy=error.remedy) from None
 
 
 def check_layers(implementation: str, *, own_mask: bool, precision: str) -> None:

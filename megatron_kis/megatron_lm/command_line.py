@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
-from megatron_kis.common.errors import InputError, nearest
+from megatron_kis.common.errors import InputError, nearest, placed
 from megatron_kis.data.general_text import ValidationText
 from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 from megatron_kis.megatron_lm.arguments import add_arguments, run_of
@@ -50,8 +50,10 @@ def command_line(words: Sequence[str]) -> list[str]:
     if args.tensor:
         config = config.replace(parallel=config.parallel.replace(tensor=args.tensor))
     length = config.training.sequence_length
-    tokenizer = load_tokenizer(config.data.tokenizer)
-    text = ValidationText(config.data.validation, sequence_length=length, max_tokens=config.validation.max_tokens)
+    with placed("data.tokenizer"):
+        tokenizer = load_tokenizer(config.data.tokenizer)
+    with placed("data.validation"):
+        text = ValidationText(config.data.validation, sequence_length=length, max_tokens=config.validation.max_tokens)
     own = arguments_of(config, vocabulary=tokenizer.vocab_size, eod_id=tokenizer.eod_id, validation_sequences=len(text))
     return [*own, *words]
 

@@ -60,10 +60,11 @@ def _named(error: InputError, study: StudyConfig, spec: RunSpec) -> InputError:
         where, problem = ".".join(part for part in (where, match[1]) if part), match[2]
     elif where == "training" and "micro_batch_size" in problem:
         where = "training.micro_batch_size"
+    where, *file = where.split(": ", 1)
     key = written_key(study, spec, where)
     if key is None:
         return error
-    return InputError(problem, where=f"{key}: run {spec.name}", remedy=error.remedy)
+    return InputError(problem, where=": ".join([key, f"run {spec.name}", *file]), remedy=error.remedy)
 
 
 def written_key(study: StudyConfig, spec: RunSpec, key: str) -> str | None:

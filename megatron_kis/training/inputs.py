@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_kis.checkpoint.start import check_start_tokenizer, open_start
-from megatron_kis.common.errors import InputError
+from megatron_kis.common.errors import InputError, placed
 from megatron_kis.common.files import fingerprint, sha256_content
 from megatron_kis.common.identity import ORDER
 from megatron_kis.common.terms import BACKGROUND, INFUSED
@@ -130,7 +131,6 @@ KEYS = {
     "validation": "data.validation",
     "store": "data.exposures",
     "tokenizer": "data.tokenizer",
-    "start": "model.init_from",
 }
 """The keys of a run that name what is opened."""
 
@@ -252,13 +252,8 @@ class InputsOfMany:
 
     def _once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         if key not in self._opened:
-            try:
+            with placed(self._keys[key[0]]) if key[0] in self._keys else nullcontext():
                 self._opened[key] = make()
-            except InputError as error:
-                if key[0] not in self._keys:
-                    raise
-                where = ": ".join(filter(None, (self._keys[key[0]], error.where)))
-                raise InputError(error.problem, where=where, remedy=error.remedy) from error
         return self._opened[key]
 
 

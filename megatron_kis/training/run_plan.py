@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_kis.common.errors import InputError
+from megatron_kis.common.errors import InputError, placed
 from megatron_kis.common.files import read_json, read_text
 from megatron_kis.common.identity import RUN_FILE, RUN_SCHEMA
 from megatron_kis.common.terms import RENDERED_GROUPS
@@ -103,9 +103,11 @@ def _open_plan(config: RunConfig, store: ExposureStore, questions: QuestionSet) 
         )
     facts = len(store.ids("infused"))
     exponent = infusion.zipf_exponent
+    with placed("infusion.frequencies"):
+        frequency = listed_frequencies(infusion, store) if infusion.frequencies else infusion.frequency
     infused = InfusedFacts(
         store.lengths("infused"),
-        frequency=listed_frequencies(infusion, store) if infusion.frequencies else infusion.frequency,
+        frequency=frequency,
         ratio=infusion.ratio,
         popularity=zipf_popularity(facts, exponent, seed=training.seed) if exponent else None,
         shown=shown_facts(questions, store.ids("infused"), infusion.facts) if infusion.facts else None,

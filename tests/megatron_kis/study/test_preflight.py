@@ -202,4 +202,5 @@ def test_a_size_that_is_not_its_starts_is_refused_before_the_data_are_made(
     given = [f"ladder={json.dumps([entry])}", f"data.tokenizer={tiny_data / 'tokenizer.model'}"]
     assert "that of the start another; make the data with" in refused(study, command, capsys, *given)
     shutil.rmtree(start)
-    assert "start.json" in refused(study, command, capsys, f"ladder={json.dumps([entry])}")
+    gone = refused(study, command, capsys, f"ladder={json.dumps([entry])}")
+    assert re.search(r"ladder\.0\.init_from: run \S+: .*start\.json: no such file", gone)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_kis.checkpoint.start import START_SCHEMA
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.run import RunConfig
 from megatron_kis.training.inputs import open_inputs
@@ -123,10 +124,22 @@ def test_a_fingerprint_of_something_else_is_refused(tiny_run: MakeRun) -> None:
         ("data", "exposures", r"nope.idx: no such file; "),
         ("data", "tokenizer", r"nope: no such file"),
         ("model", "init_from", r"nope.start.json: no such file"),
+        ("infusion", "frequencies", r"nope: no such file"),
     ],
 )
 def test_a_file_that_is_missing_is_named_with_its_key(
     tiny_run: MakeRun, tmp_path: Path, section: str, key: str, said: str
 ) -> None:
+    content = {key: tmp_path / "nope"} | ({"frequency": None} if key == "frequencies" else {})
     with pytest.raises(InputError, match=rf"^{section}\.{key}: .*{said}"):
-        open_inputs(tiny_run(**{section: {key: tmp_path / "nope"}}))
+        open_inputs(tiny_run(**{section: content}))
+
+
+def test_a_model_of_another_shape_than_its_start_is_named_by_the_key_of_the_shape(
+    tiny_run: MakeRun, tmp_path: Path
+) -> None:
+    shape = {**tiny_run().model.shape().as_dict(), "width": 32}
+    content = {"schema": START_SCHEMA, "model": shape, "vocabulary": 512, "files": {}, "max_position_embeddings": None}
+    (tmp_path / "start.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(InputError, match=r"^model\.width: is 16, that of the start 32"):
+        open_inputs(tiny_run(model={"init_from": tmp_path}))
