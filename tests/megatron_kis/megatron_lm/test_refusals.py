@@ -315,3 +315,12 @@ def test_the_page_names_every_argument() -> None:
     flags = {flag for action in own._actions for flag in action.option_strings}
     flags |= {flag.split()[0] for flag, *_ in _refusals(argparse.Namespace())}
     assert [flag for flag in sorted(flags) if f"`{flag}" not in page] == []
+
+
+@pytest.mark.parametrize("key", ["tokenizer", "validation"])
+def test_a_file_of_the_run_that_is_missing_is_named_with_its_key(run_file: Path, key: str) -> None:
+    content = yaml.safe_load(run_file.read_text(encoding="utf-8"))
+    content["data"][key] = str(run_file.parent / "nope")
+    run_file.write_text(yaml.safe_dump(content), encoding="utf-8")
+    with pytest.raises(InputError, match=rf"^data\.{key}: .*nope.*: no such file"):
+        command_line(["--kis-run", str(run_file)])
