@@ -103,7 +103,7 @@ def test_watching_a_study_in_which_a_run_was_given_up_fails(study: Path, capsys:
         finish(study, cell)
     attempt(study, CELLS[2], "failed", 2)
     assert main(["study", "watch", str(study)]) == 1
-    assert "1 of 3 runs given up" in capsys.readouterr().err
+    assert "runs given up: 1 of 3" in capsys.readouterr().err
 
 
 def test_a_log_is_shown_from_its_end(study: Path, capsys: pytest.CaptureFixture[str]) -> None:

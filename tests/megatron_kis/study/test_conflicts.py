@@ -63,7 +63,7 @@ def test_a_status_of_an_edited_study_does_not_call_an_old_run_done(
     assert said.startswith("small: 1 run: 1 other settings")
     assert f"1 complete run has other settings: training.optimizer.learning_rate 0.003 -> 0.0001 ({RUN})" in said
     assert main(["study", "watch", str(done), change]) == 1
-    assert "1 of 1 run with other settings" in capsys.readouterr().err
+    assert "runs with other settings: 1 of 1" in capsys.readouterr().err
     for same in ("executor.workers=2", "device=auto", "ladder=[{layers: 1, width: 16, heads: 2, micro_batch_size: 4}]"):
         assert main(["study", "status", "--json", str(done), same]) == 0
         assert json.loads(capsys.readouterr().out)["states"] == {"done": 1}, same
