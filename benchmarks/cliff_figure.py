@@ -1,6 +1,6 @@
 """The picture of the README: what models lose as more facts are infused, and the law of where they do.
 
-    python -m benchmarks.cliff_figure     # writes docs/cliff.png
+    python -m benchmarks.cliff_figure     # writes docs/cliff.png and docs/cliff-narrow.png
 
 From the committed results of docs/study/amount.md. Left, background facts that are answered right against the number of
 infused facts K at half of the tokens, for four of the eight sizes. Right, the point K* of all eight, with the law of
@@ -9,16 +9,14 @@ the six smaller ones and the predictions that were registered before the two lar
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
-
-mpl.use("Agg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.page_figures import DOCS, write
 from megatron_kis.analysis.law.law_file import load_laws
 from megatron_kis.analysis.law.predict import load_predictions, predict
 from megatron_kis.analysis.report import formatting as fmt
@@ -27,8 +25,7 @@ from megatron_kis.analysis.runs.curves import mean_curves
 from megatron_kis.analysis.runs.load_csv import load_curves_csv, load_points_csv
 from megatron_kis.analysis.runs.slices import FACTS, RATIO, Slice, rows_of_slice
 
-PATH = Path(__file__).parents[1] / "docs" / "cliff.png"
-RESULTS = Path(__file__).parents[1] / "docs" / "study" / "results"
+RESULTS = DOCS / "study" / "results"
 HALF = Slice(FACTS, RATIO, 0.5)
 SHOWN = (9_660, 26_232, 80_112, 362_544)
 SHADES = ("#9ec9e8", "#5aa0d2", "#2a6fac", "#123d6b")
@@ -59,7 +56,7 @@ def draw_curves(axes: Axes, table: pd.DataFrame) -> None:
     axes.minorticks_off()
     axes.set_xlabel("K, infused facts that share half of the tokens")
     axes.set_ylabel("earlier knowledge answered right")
-    axes.set_title("Memory collapses, and larger models hold out longer", fontsize=10, loc="left")
+    axes.set_title("Memory collapses, later in larger models", fontsize=10, loc="left")
 
 
 def draw_law(axes: Axes) -> None:
@@ -104,19 +101,21 @@ def draw_law(axes: Axes) -> None:
     axes.legend(fontsize=8, frameon=False, loc="upper left")
 
 
-def main() -> None:
-    """Draws and writes."""
-    tables = [load_curves_csv(RESULTS / name / "curves.csv") for name in ("amount", "amount_large")]
-    table = pd.concat(tables)
-    mine = (table["group"] == "background") & (table["split"] == "train") & (table["scoring"] == "statement")
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1.35, 1))
-    draw_curves(left, table[mine])
+def draw(table: pd.DataFrame, figure: Figure, narrow: bool) -> None:
+    """Draws both panels."""
+    left, right = figure.subplots(2, 1) if narrow else figure.subplots(1, 2, width_ratios=(1.35, 1))
+    draw_curves(left, table)
     draw_law(right)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.2)
-    figure.savefig(PATH, dpi=130)
+
+
+def main() -> None:
+    """Draws and writes."""
+    table = pd.concat([load_curves_csv(RESULTS / name / "curves.csv") for name in ("amount", "amount_large")])
+    mine = (table["group"] == "background") & (table["split"] == "train") & (table["scoring"] == "statement")
+    write("cliff", partial(draw, table[mine]), wide=(11, 4), narrow=(4.4, 7.4))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The picture of docs/exposure-plan.md: sequences with the exposures in them, and how the token budget is spent.
 
-    python -m benchmarks.plan_figure     # writes docs/exposure-plan.png
+    python -m benchmarks.plan_figure     # writes docs/exposure-plan.png and docs/exposure-plan-narrow.png
 
 Both parts are read from real plans. Left, the first sequences of a small plan, token by token. Right, the shares of
 general text, background exposures and infused exposures in the budget as F grows, under both background policies.
@@ -9,22 +9,17 @@ general text, background exposures and infused exposures in the budget as F grow
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
-
-mpl.use("Agg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from benchmarks.page_figures import write
 from megatron_kis.analysis.report.theme import COLOURS
 from megatron_kis.common.errors import InputError
 from megatron_kis.data.exposure_plan import BackgroundFacts, ExposurePlan, InfusedFacts, TokenBudget
 from megatron_kis.data.plan_inputs import POLICIES
-
-PATH = Path(__file__).parents[1] / "docs" / "exposure-plan.png"
 
 TEXT, FILL = "#e6ebf0", {"background": "#a9cde6", "infused": "#f3bd93"}
 LABELS = {"text": "general text", "background": "background facts", "infused": "infused facts"}
@@ -79,7 +74,7 @@ def draw_strip(axes: Axes, plan: ExposurePlan) -> None:
     axes.set_yticks(range(0, STRIP, 3))
     axes.set_xlabel("token of the sequence")
     axes.set_ylabel("sequence of the run")
-    axes.set_title(f"Sequences of a plan; exposures of one fact, i{FOLLOWED}, are dark", fontsize=10, loc="left")
+    axes.set_title(f"Exposures in sequences; those of fact i{FOLLOWED} are dark", fontsize=10, loc="left")
 
 
 def budgets(policy: str) -> Iterator[tuple[float, float] | None]:
@@ -118,13 +113,15 @@ def draw_budget(axes: Axes, policy: str) -> None:
     axes.set_ylabel("share of the tokens")
 
 
-def main() -> None:
-    """Draws and writes."""
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    grid = figure.add_gridspec(2, 2, width_ratios=(1.1, 1))
-    strip = figure.add_subplot(grid[:, 0])
+def draw(figure: Figure, narrow: bool) -> None:
+    """Draws the sequences and both policies."""
+    if narrow:
+        strip, *bars = figure.subplots(3, 1, height_ratios=(2, 1, 1))
+    else:
+        grid = figure.add_gridspec(2, 2, width_ratios=(1.1, 1))
+        strip = figure.add_subplot(grid[:, 0])
+        bars = [figure.add_subplot(grid[row, 1]) for row in range(2)]
     draw_strip(strip, small_plan())
-    bars = [figure.add_subplot(grid[row, 1]) for row in range(2)]
     for axes, policy in zip(bars, POLICIES, strict=True):
         draw_budget(axes, policy)
     bars[-1].set_xlabel("F, exposures of each infused fact")
@@ -133,7 +130,11 @@ def main() -> None:
     patches = [Patch(color=TEXT, label=LABELS["text"])]
     patches += [Patch(color=FILL[group], label=LABELS[group]) for group in ("background", "infused")]
     figure.legend(handles=patches, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    figure.savefig(PATH, dpi=130)
+
+
+def main() -> None:
+    """Draws and writes."""
+    write("exposure-plan", draw, wide=(11, 4.6), narrow=(4.6, 9))
 
 
 if __name__ == "__main__":

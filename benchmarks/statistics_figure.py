@@ -1,6 +1,6 @@
 """The picture of docs/statistics.md: one simulated study, its points, and its law.
 
-    python -m benchmarks.statistics_figure     # writes docs/statistics.png
+    python -m benchmarks.statistics_figure     # writes docs/statistics.png and docs/statistics-narrow.png
 
 Left, one model: infused and background facts against F, with the onset, the collapse and the loss tolerance that are
 read off. Right, the law over six sizes with the intervals of a new model, if the law is straight and if it may bend.
@@ -8,15 +8,11 @@ read off. Right, the law over six sizes with the intervals of a new model, if th
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import matplotlib as mpl
 import numpy as np
-
-mpl.use("Agg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.page_figures import write
 from megatron_kis.analysis.criteria import find_transitions
 from megatron_kis.analysis.findings.analyse import fit_laws
 from megatron_kis.analysis.law.fit import Law
@@ -27,7 +23,6 @@ from megatron_kis.analysis.runs.transitions import Transition
 from megatron_kis.analysis.simulate import Truth, simulate_table
 from megatron_kis.config.analysis import AnalysisConfig
 
-PATH = Path(__file__).parents[1] / "docs" / "statistics.png"
 TOKENS = 20_000_000_000
 SIZES = [round(n) for n in np.geomspace(25e6, 3.2e9, 6)]
 TARGET = 32_000_000_000
@@ -37,9 +32,12 @@ SETTINGS = AnalysisConfig(law="N")
 def draw_model(axes: Axes, mine: list[Curve], points: list[Transition]) -> None:
     """Draws the curves of one model and the points that are read off."""
     for curve in mine:
-        axes.plot(curve.dose, curve.rate, "o-", ms=4, lw=1.4, color=COLOURS[curve.group], label=f"{curve.group} facts")
+        colour = COLOURS[curve.group]
+        axes.plot(curve.dose, curve.rate, "o-", ms=4, lw=1.4, color=colour)
+        end = (curve.dose[-1] * 1.3, curve.rate[-1])
+        axes.annotate(f"{curve.group}\nfacts", end, color=colour, fontsize=8.5, va="bottom")
     axes.axhline(mine[0].assumed_chance, color=COLOURS["muted"], lw=0.8, ls=":")
-    axes.text(2500, mine[0].assumed_chance - 0.05, "chance", color=COLOURS["muted"], fontsize=8, ha="right")
+    axes.text(2, mine[0].assumed_chance - 0.05, "chance", color=COLOURS["muted"], fontsize=8)
     words = {
         "onset": "onset: half of the\nplateau is learned",
         "collapse": "collapse: a tenth of\nwhat was known is lost",
@@ -54,13 +52,12 @@ def draw_model(axes: Axes, mine: list[Curve], points: list[Transition]) -> None:
         side, align = (1.08, "left") if point.kind == "collapse" else (0.92, "right")
         axes.text(point.value * side, 1.2, words[point.kind], color=colour, fontsize=8, ha=align, va="top")
     axes.set_xscale("symlog", linthresh=20)
-    axes.set_xlim(0, max(curve.dose.max() for curve in mine) * 4)
+    axes.set_xlim(0, max(curve.dose.max() for curve in mine) * 12)
     axes.set_ylim(0.15, 1.22)
     axes.set_yticks(np.arange(0.2, 1.01, 0.2))
     axes.set_xlabel("F, exposures of each infused fact")
     axes.set_ylabel("share answered right")
     axes.set_title("Points of one model", fontsize=10)
-    axes.legend(fontsize=8, loc="center left", frameon=False)
 
 
 def draw_law(axes: Axes, points: list[Transition], law: Law) -> None:
@@ -96,12 +93,14 @@ def main() -> None:
     points = find_transitions(table, SETTINGS)
     laws, _ = fit_laws(points, SETTINGS, table)
     law = next(law for law in laws if (law.kind, law.group) == ("collapse", "background"))
-    figure = Figure(figsize=(10, 3.9), layout="constrained")
-    left, right = figure.subplots(1, 2)
     model = SIZES[2]
-    draw_model(left, [c for c in curves(table) if c.params == model], [p for p in points if p.params == model])
-    draw_law(right, [p for p in points if (p.kind, p.group) == ("collapse", "background")], law)
-    figure.savefig(PATH, dpi=150, metadata={"Software": None})
+
+    def draw(figure: Figure, narrow: bool) -> None:
+        left, right = figure.subplots(2, 1) if narrow else figure.subplots(1, 2)
+        draw_model(left, [c for c in curves(table) if c.params == model], [p for p in points if p.params == model])
+        draw_law(right, [p for p in points if (p.kind, p.group) == ("collapse", "background")], law)
+
+    write("statistics", draw, wide=(11, 4.3), narrow=(4.4, 7.4))
 
 
 if __name__ == "__main__":

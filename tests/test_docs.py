@@ -122,7 +122,12 @@ def test_the_site_builds_without_a_broken_link(site: Path) -> None:
     assert study.count('<div class="wide"><table>') > 5  # tables that site.css sets tightly
     assert "../assets/site.css" in study
     assert (site / "assets" / "site.css").is_file()
-    everything = "\n".join(path.read_text(encoding="utf-8") for path in site.rglob("*.html"))
+    texts = {path: path.read_text(encoding="utf-8") for path in site.rglob("*.html") if path.name != "404.html"}
+    pictures = {
+        path.parent / src for path, text in texts.items() for src in re.findall(r' src(?:set)?="([^":]+)"', text)
+    }
+    assert site / "cliff-narrow.png" in pictures and not [path for path in pictures if not path.is_file()]
+    everything = "\n".join(texts.values())
     assert "&amp;lt;" not in everything  # what is escaped twice
     assert not re.search(r'<(?:script|link)[^>]+(?:src|href)="https?://', everything)  # nothing loads from elsewhere
     assert '<ol start="4">' in (site / "index.html").read_text(encoding="utf-8")  # a list that a block interrupts

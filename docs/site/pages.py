@@ -30,7 +30,7 @@ from megatron_kis.config.run import RunConfig
 from megatron_kis.config.study import StudyConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-_LINK = re.compile(r"(?<=\]\()([^)\s#]+)(#[^)\s]*)?(?=\))")
+_LINK = re.compile(r"""(?:(?<=\]\()|(?<= src=")|(?<= srcset="))([^)\s#"]+)(#[^)\s"]*)?(?=[)"])""")
 _EXTERNAL = ("http://", "https://", "mailto:")
 _TABLE = re.compile(r"<table>.*?</table>", re.S)
 _MANY_COLUMNS = 7
