@@ -94,7 +94,7 @@ def analyse_source(
     title, description = "", {}
     if isinstance(source, Path | str):
         path = Path(source)
-        title = path.stem
+        title = path.parent.resolve().name if path.stem in ("curves", "points") else path.stem
         if path.is_file():
             source = load_points_csv(path) if is_points_csv(path) else load_curves_csv(path, settings)
         else:

@@ -124,9 +124,9 @@ def _told(result: AnalysisResult) -> RunCheck:
     if not open_:
         return RunCheck(GOOD, "Every model counts", f"All {plural(every, 'transition')} could be determined.")
     kinds = Counter(fmt.kind_title(p.kind, p.group, p.slice) for p in open_)
-    listed = "; ".join(f"{kind}: {plural(count, 'model')}" for kind, count in kinds.most_common(3))
+    named = [f"{kind[0].lower()}{kind[1:]} in {plural(count, 'model')}" for kind, count in kinds.most_common(3)]
     title = f"{len(open_)} of {plural(every, 'transition')} cannot be determined"
-    return RunCheck(OPEN, title, f"{listed}. The table below says why.")
+    return RunCheck(OPEN, title, f"Not clear: {fmt.listed(named)}. The table below says why.")
 
 
 def _counted(result: AnalysisResult) -> RunCheck | None:

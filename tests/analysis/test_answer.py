@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from megatron_kis.analysis.findings.analyse import analyse, analyse_points
-from megatron_kis.analysis.report import render
+from megatron_kis.analysis.report import analyse_source, render
 from megatron_kis.analysis.report.answer import answer
 from megatron_kis.analysis.report.decision_figure import sentence
 from megatron_kis.analysis.report.experiment import experiment
@@ -306,6 +306,20 @@ def test_control_facts_that_are_known_are_a_fault():
     assert status["No run without infusion"] == BAD
     assert {"No control facts", "One seed"} <= set(status)
     assert run_checks(analyse_points(everything(), QUICK)) == []
+
+
+def test_the_check_names_what_is_not_clear():
+    result = analyse(table_of(background=0.25, infused=0.25), QUICK)
+    (check,) = (check for check in run_checks(result) if check.title.endswith("cannot be determined"))
+    assert check.text == "Not clear: collapse of background facts in 1 model. The table below says why."
+
+
+def test_a_table_of_another_trainer_has_the_name_of_its_folder(tmp_path: Path):
+    folder = tmp_path / "my sweep"
+    folder.mkdir()
+    for name, title in (("curves.csv", "my sweep"), ("june.csv", "june")):
+        table_of().to_csv(folder / name, index=False)
+        assert analyse_source(folder / name, QUICK).title == title
 
 
 def test_the_methods_that_are_told_are_those_of_the_laws():
