@@ -21,7 +21,7 @@ from megatron_kis.analysis.criteria.tests import detectable_drop, p_above, p_gre
 from megatron_kis.analysis.criteria.tolerance_rule import needed_drop
 from megatron_kis.analysis.design.known import KNOWN, enough, half_known_by, known_share
 from megatron_kis.analysis.design.outline import Outline
-from megatron_kis.analysis.design.requirements import main_slice, models_of
+from megatron_kis.analysis.design.requirements import main_slices, models_of
 from megatron_kis.analysis.law.fit import VALIDATED_CELLS, LawRefused, fit_law
 from megatron_kis.analysis.law.predict import predict as predict_of
 from megatron_kis.analysis.runs.curves import Curve
@@ -95,6 +95,8 @@ class Simulated:
 
     kind: str
     group: str
+    slice: Slice
+    """Along which dose, and what is held."""
     studies: int
     models: int
     found: float
@@ -108,13 +110,17 @@ class Simulated:
     law_factors: tuple[float | None, ...]
     """Upper over lower end of the prediction interval at each target; median, None where there is no law."""
 
+    def record(self) -> dict[str, Any]:
+        """Returns it for JSON."""
+        return asdict(self) | {"slice": {"dose": self.slice.symbol, "held": self.slice.label}}
+
 
 @dataclass(frozen=True)
 class DesignCheck:
     """The design check of a study."""
 
     slice: Slice | None
-    """Along which dose, and what is held."""
+    """Along which dose falls are judged, and what is held; None where nothing is infused."""
     targets: tuple[tuple[float, float], ...]
     """N and D of the predictions."""
     powers: tuple[Power, ...]
@@ -130,7 +136,7 @@ class DesignCheck:
             "targets": [{"params": params, "tokens": tokens} for params, tokens in self.targets],
             "powers": [asdict(power) | {"enough": power.enough} for power in self.powers],
             "known": [asdict(known) | {"likely": known.likely} for known in self.known],
-            "simulated": [asdict(one) for one in self.simulated],
+            "simulated": [one.record() for one in self.simulated],
         }
 
 
@@ -148,21 +154,22 @@ def design_check(outline: Outline, settings: AnalysisConfig, predict: Sequence[f
     # Pairs of options are not simulated: accuracy stands for them.
     settings = settings.replace(resamples=_RESAMPLES, law_resamples=0, outcome="accuracy")
     known = tuple(_known(outline, settings))
-    one = main_slice(outline, settings)
+    slices = main_slices(outline, settings)
+    one = slices[0] if slices else None
     if one is None or settings.criterion == "general_loss" or not outline.chance < 1:
         return DesignCheck(one, (), (), known, (), tuple(_unknown(outline, known)))
-    models = models_of(outline, one, settings)[:: -(-len(outline.levels(one)) // _MODELS)]
     groups = [group for group in (INFUSED, *([BACKGROUND] if outline.background else [])) if outline.asked[group]]
     asked = [_asked(outline, one, group) for group in groups]
     powers = tuple(each.power(outline.chance, settings) for each in asked)
     largest = max(d for _, d in outline.levels(one))
     targets = tuple((params, float(largest)) for params in sorted({*predict})[:_SHOWN])
     simulated = []
-    if models:
-        if BACKGROUND in groups and settings.criterion != "half_margin":
-            simulated.append(_simulated("collapse", BACKGROUND, outline, one, models, targets, settings))
-        if INFUSED in groups and one.axis == FREQUENCY:
-            simulated.append(_simulated("onset", INFUSED, outline, one, models, targets, settings))
+    for each in slices:
+        models = models_of(outline, each, settings)[:: -(-len(outline.levels(each)) // _MODELS)]
+        if models and BACKGROUND in groups and settings.criterion != "half_margin":
+            simulated.append(_simulated("collapse", BACKGROUND, outline, each, models, targets, settings))
+        if models and INFUSED in groups and each.axis == FREQUENCY:
+            simulated.append(_simulated("onset", INFUSED, outline, each, models, targets, settings))
     remarks = [*_unknown(outline, known), *_weak(outline, powers, asked, settings), *_no_law(simulated)]
     return DesignCheck(one, targets, powers, known, tuple(simulated), tuple(remarks))
 
@@ -395,6 +402,7 @@ def _simulated(
     return Simulated(
         kind,
         group,
+        one,
         studies,
         len(models),
         len(informative) / (studies * len(models)),
@@ -406,14 +414,13 @@ def _simulated(
 
 
 def _no_law(simulated: Sequence[Simulated]) -> list[Remark]:
-    """Returns the remark that most simulated studies had no law, although they had enough models."""
-    found = []
-    for one in simulated:
-        if one.kind != "collapse" or one.models < VALIDATED_CELLS or 2 * one.validated >= one.studies:
-            continue
-        problem = (
-            f"{one.studies - one.validated} of {one.studies} simulated studies have too few points for a law: the "
-            f"{one.kind} of {one.group} facts is found in {one.found:.0%} of the models"
-        )
-        found.append(Remark("ladder", problem, "more sizes, more levels on both sides of the fall, or more seeds"))
-    return found
+    """Returns the remark that most simulated studies had no law along any dose, although they had enough models."""
+    collapses = [one for one in simulated if one.kind == "collapse" and one.models >= VALIDATED_CELLS]
+    if not collapses or any(2 * one.validated >= one.studies for one in collapses):
+        return []
+    one = max(collapses, key=lambda one: one.validated / one.studies)
+    problem = (
+        f"{one.studies - one.validated} of {one.studies} simulated studies have too few points for a law: the "
+        f"{one.kind} of {one.group} facts is found in {one.found:.0%} of the models"
+    )
+    return [Remark("ladder", problem, "more sizes, more levels on both sides of the fall, or more seeds")]

@@ -11,7 +11,7 @@ from megatron_kis.analysis.design.new_sizes import sizes_between
 from megatron_kis.analysis.design.outline import Outline
 from megatron_kis.analysis.law.candidates import AUTO, SIZE_AND_BUDGET, check_law, declared
 from megatron_kis.analysis.law.fit import COLLINEAR, FEWEST_SIZES, VALIDATED_CELLS
-from megatron_kis.analysis.runs.slices import FACTS, FREQUENCY, Slice
+from megatron_kis.analysis.runs.slices import FACTS, Slice
 from megatron_kis.common.errors import first_of
 from megatron_kis.common.units import in_table, plural
 from megatron_kis.config.analysis import AnalysisConfig
@@ -44,16 +44,25 @@ class AddedSize:
         return f"{{{inside}}} (N = {in_table(self.params)}, {self.flops:.1e} FLOPs)"
 
 
-def main_slice(outline: Outline, settings: AnalysisConfig) -> Slice | None:
-    """Returns the slice with the most models of enough levels, of several one along F; None where nothing is infused.
+def main_slices(outline: Outline, settings: AnalysisConfig) -> list[Slice]:
+    """Returns the slice with the most models of enough levels, then with the most levels, along F and along K.
+
+    The first one is the main one. Empty where nothing is infused.
 
     Raises:
         InputError: the runs do not vary what ``analysis.axis`` asks for.
     """
     if not (outline.table["frequency"] > 0).any():
-        return None
-    slices = outline.slices(settings.axis)
-    return max(slices, key=lambda one: (len(models_of(outline, one, settings)), one.axis == FREQUENCY), default=None)
+        return []
+
+    def size(one: Slice) -> tuple[int, int]:
+        levels = outline.levels(one)
+        return len(models_of(outline, one, settings)), sum(len(at) for at in levels.values())
+
+    found: dict[str, Slice] = {}
+    for one in sorted(outline.slices(settings.axis), key=size, reverse=True):
+        found.setdefault(one.axis, one)
+    return list(found.values())
 
 
 def models_of(outline: Outline, one: Slice, settings: AnalysisConfig) -> list[tuple[int, int]]:
@@ -69,9 +78,10 @@ def requirements(outline: Outline, settings: AnalysisConfig, predict: Sequence[f
         InputError: a law that does not exist, or an axis that the runs do not vary.
     """
     check_law(settings.law, "analysis.law")
-    one = main_slice(outline, settings)
-    if one is None:
+    slices = main_slices(outline, settings)
+    if not slices:
         return []
+    one = slices[0]
     return [*_axis(outline, one, settings), *_levels(outline, one, settings), *_law(outline, one, settings, predict)]
 
 

@@ -45,7 +45,7 @@ def study(**changes: Any) -> StudyConfig:
         "predict": [1e6],
         **changes,
     }
-    return parse_config(StudyConfig, content, source="study")
+    return parse_config(StudyConfig, {key: of for key, of in content.items() if of is not None}, source="study")
 
 
 def outline(of: StudyConfig) -> Outline:
@@ -72,6 +72,21 @@ def test_a_study_of_enough_sizes_seeds_and_facts_is_told_nothing() -> None:
         assert one.validated == one.studies
         assert one.law_factors[0] is not None
         assert 1 < one.law_factors[0] < 30
+
+
+def test_a_study_of_how_often_and_how_many_is_simulated_along_both() -> None:
+    many = [{**size, "facts": [60, 120, 240, 480, 960], "infusion_ratios": [0.5]} for size in SIZES]
+    often = [{**size, "facts": [120], "infusion_ratios": [0.05, 0.2, 0.8]} for size in SIZES]
+    select = {"infused": 960, "background": 120, "control": 120, "facts_per_object": 0}
+    changes = {"ladder": [*SIZES, *many, *often], "facts": [0, 30], "infusion_ratios": [0.5], "frequencies": None}
+    check = checked(select=select, background={"policy": "protected", "frequency": 100}, **changes)
+    assert check.slice is not None and check.slice.symbol == "K"  # it has more levels
+    assert [(one.kind, one.slice.symbol) for one in check.simulated] == [
+        ("collapse", "K"),
+        ("collapse", "F"),
+        ("onset", "F"),
+    ]
+    assert [one["slice"]["dose"] for one in check.record()["simulated"]] == ["K", "F", "F"]
 
 
 def test_few_facts_and_one_seed_are_told_what_they_show_and_what_would_show_more() -> None:

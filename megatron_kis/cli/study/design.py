@@ -71,8 +71,7 @@ class Design:
         return lines and ["design check: what this study can show", *(f"- {line}" for line in lines)]
 
     def _simulated(self, one: Simulated) -> str:
-        assert self.check.slice is not None
-        symbol = self.check.slice.symbol_at_transition
+        symbol = one.slice.symbol_at_transition
         line = (
             f"{one.kind} of {one.group} facts, in {one.studies} simulated studies with the transition in the "
             "middle of the levels:"
