@@ -202,7 +202,7 @@ def _curves(model: NewModel | None, what: str, option: str, where: str) -> NewMo
         raise InputError(
             f"the law of {what} in {where} is from points alone, which contain no rates",
             where=option,
-            remedy="fit it from runs or curves (kis law fit RUNS_DIR) in which three sizes show it on both sides, with "
+            remedy="fit it from runs or curves (kis law fit SOURCE) in which three sizes show it on both sides, with "
             "criterion: retention; or leave it out",
         )
     return model

@@ -111,6 +111,25 @@ def test_a_surface_that_is_damaged_is_named(key, value, said, study, tmp_path, c
     assert said in error
 
 
+@pytest.mark.parametrize("step", ["collapse", "fit"])
+def test_a_file_is_read_with_and_without_the_name_of_its_kind(step, study, tmp_path, capsys):
+    curves = str(study / "curves.csv")
+    for source in ([curves], ["--curves", curves]):
+        assert main(["law", step, *source, "--output", str(tmp_path / "out"), *OPTIONS]) == 0
+        written = (tmp_path / "out").read_bytes()
+        assert written == (study / {"collapse": "points.csv", "fit": "law.json"}[step]).read_bytes()
+
+
+def test_points_are_read_with_and_without_the_name_of_their_kind(study, tmp_path, capsys):
+    points = str(study / "points.csv")
+    for source in ([points], ["--points", points]):
+        assert main(["law", "fit", *source, "--output", str(tmp_path / "law.json"), *OPTIONS]) == 0
+        assert "points contain no curves" in capsys.readouterr().err
+    assert main(["law", "collapse", points, "--output", str(tmp_path / "again.csv")]) == 2
+    assert f"{points}: has transitions, and no curves to find them in; a study folder" in capsys.readouterr().err
+    assert not (tmp_path / "again.csv").exists()
+
+
 @pytest.mark.parametrize("step", ["collapse", "fit", "report"])
 def test_every_setting_is_an_option(step, capsys):
     with pytest.raises(SystemExit):

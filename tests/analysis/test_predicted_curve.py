@@ -82,7 +82,7 @@ def test_points_tell_no_curve(tmp_path, capsys):
     asked = ["law", "predict", str(path), "--params", str(NEW), "--output", str(output), "--curve", str(curve)]
     assert main(asked) == 2
     assert (
-        "from points alone, which contain no rates; fit one from runs or curves (kis law fit RUNS_DIR) with"
+        "from points alone, which contain no rates; fit one from runs or curves (kis law fit SOURCE) with"
         in capsys.readouterr().err
     )
     assert not output.exists() and not curve.exists()

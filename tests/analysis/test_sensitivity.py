@@ -133,4 +133,4 @@ def test_the_command_tells_how_far_it_is_and_refuses_points(table, tmp_path, cap
     points = tmp_path / "points.csv"
     points.write_text("params,tokens,kind,value,low,high,status\n1000000,1000000,collapse,10,9,11,collapsed\n")
     assert main(["law", "sensitivity", str(points), "--params", "3b"]) == 2
-    assert "points belong to one choice" in capsys.readouterr().err
+    assert "has transitions, and no curves to find them in" in capsys.readouterr().err

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from megatron_kis.cli.law.common import (
+    SOURCES,
     add_choices,
     add_json,
     add_source,
     analysis_config,
-    counted,
+    curves_of,
     naming_choices,
     print_json,
+    source_of,
 )
 from megatron_kis.cli.outputs import new_file, spare_inputs
 
@@ -27,7 +29,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         help="find the onset, and the collapse by memory and by loss, of every (N, D)",
         description="Find the transitions of every (N, D), each with a status, and write them as points.csv.",
     )
-    add_source(parser, curves="curves of another trainer")
+    add_source(parser)
     parser.add_argument("--output", required=True, type=new_file, metavar="CSV", help="where points.csv is written")
     parser.add_argument("--curves-output", type=new_file, metavar="CSV", help="also write the curves as curves.csv")
     add_choices(parser)
@@ -36,17 +38,13 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def _collapse(options: argparse.Namespace) -> int:
-    spare_inputs(options, ("output", "curves_output"), ("curves",))
+    spare_inputs(options, ("output", "curves_output"), SOURCES)
     from megatron_kis.analysis.criteria import find_transitions
-    from megatron_kis.analysis.runs.curves import curve_table, write_curves_csv
-    from megatron_kis.analysis.runs.load import load_runs
-    from megatron_kis.analysis.runs.load_csv import load_curves_csv, points_table, write_points_csv
+    from megatron_kis.analysis.runs.curves import write_curves_csv
+    from megatron_kis.analysis.runs.load_csv import points_table, write_points_csv
 
-    settings = analysis_config(options, options.runs)
-    if options.curves is not None:
-        table = load_curves_csv(options.curves, settings)
-    else:
-        table = curve_table(counted(load_runs(options.runs)))
+    settings = analysis_config(options, source_of(options))
+    table = curves_of(options, settings)
     with naming_choices(options):
         points = find_transitions(table, settings)
     write_points_csv(points, options.output)

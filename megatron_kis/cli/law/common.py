@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_kis.cli.parser import add_settings, given_settings, naming_options, options_of
-from megatron_kis.common.errors import printable
+from megatron_kis.common.errors import InputError, printable
 from megatron_kis.common.units import amount, quantity
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from megatron_kis.analysis.runs.load import Runs
     from megatron_kis.config.analysis import AnalysisConfig
 
@@ -28,12 +30,44 @@ def _all_choices() -> tuple[str, ...]:
     return tuple(AnalysisConfig.model_fields)
 
 
-def add_source(parser: argparse.ArgumentParser, **others: str) -> None:
-    """Adds the folder of runs, and the options that take its place, by their names, with what they are."""
+SOURCES = ("source", "curves", "points")
+"""Names of the options of `add_source`."""
+
+
+def add_source(parser: argparse.ArgumentParser, *, points: str = "") -> None:
+    """Adds SOURCE and its other name, ``--curves``; and ``--points``, which ``points`` describes, where it is read."""
+    kinds = ("study folder", "runs folder", "curves.csv", *(["points.csv"] if points else []))
+    text = f"{', '.join(kinds[:-1])} or {kinds[-1]}"
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("runs", nargs="?", type=Path, metavar="RUNS_DIR", help="a folder of runs, or a study folder")
-    for name, text in others.items():
-        source.add_argument(f"--{name}", type=Path, metavar="CSV", help=text)
+    source.add_argument("source", nargs="?", type=Path, metavar="SOURCE", help=text)
+    source.add_argument("--curves", type=Path, metavar="CSV", help="SOURCE: curves of another trainer")
+    if points:
+        source.add_argument("--points", type=Path, metavar="CSV", help=f"SOURCE: {points}")
+
+
+def source_of(options: argparse.Namespace) -> Path:
+    """Returns what is read."""
+    source: Path = options.source or options.curves or options.points
+    return source
+
+
+def curves_of(options: argparse.Namespace, settings: AnalysisConfig) -> pd.DataFrame:
+    """Returns the curve table of what is read.
+
+    Raises:
+        InputError: a file that is no curves.csv, or a folder without runs.
+    """
+    from megatron_kis.analysis.runs.curves import curve_table
+    from megatron_kis.analysis.runs.load import load_runs
+    from megatron_kis.analysis.runs.load_csv import is_points_csv, load_curves_csv
+
+    source = source_of(options)
+    if not source.is_file() and options.curves is None:
+        return curve_table(counted(load_runs(source)))
+    if is_points_csv(source):
+        remedy = "a study folder, a folder of runs or a curves.csv"
+        raise InputError("has transitions, and no curves to find them in", where=str(source), remedy=remedy)
+    return load_curves_csv(source, settings)
 
 
 def add_choices(parser: argparse.ArgumentParser, names: Sequence[str] | None = None) -> None:

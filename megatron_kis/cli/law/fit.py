@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_kis.cli.law.common import (
+    SOURCES,
     add_choices,
     add_json,
     add_source,
     analysis_config,
-    counted,
+    curves_of,
     naming_choices,
     print_json,
+    source_of,
 )
 from megatron_kis.cli.outputs import new_file, spare_inputs
 from megatron_kis.common.errors import InputError, first_of, nearest, printable
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 _POINTS_ALONE = (
     "points contain no curves: each point counts by its interval, and inconclusive points are left out; "
-    "kis law fit RUNS_DIR or --curves uses every run"
+    "kis law fit with a study folder, a runs folder or a curves.csv uses every run"
 )
 _SHOWN = 6
 """Most reasons, or kinds of points, that an error lists."""
@@ -40,11 +41,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         description="Fit log F* = a + b log N (+ c log D): every law that the points support, or those of --kind. "
         "Print why there is none for the others, and fail if there is none at all.",
     )
-    add_source(
-        parser,
-        curves="curves of another trainer",
-        points="transitions that were found before or elsewhere; only their intervals are used",
-    )
+    add_source(parser, points="transitions that were found before or elsewhere; only their intervals are used")
     parser.add_argument("--output", required=True, type=new_file, metavar="JSON", help="where law.json is written")
     parser.add_argument("--kind", choices=("onset", "collapse", "tolerance"), help="fit only this kind of transition")
     parser.add_argument(
@@ -58,36 +55,31 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def _fit(options: argparse.Namespace) -> int:
-    spare_inputs(options, ("output",), ("curves", "points"))
+    spare_inputs(options, ("output",), SOURCES)
     from megatron_kis.analysis.criteria import find_transitions
     from megatron_kis.analysis.findings.analyse import fit_laws
     from megatron_kis.analysis.outputs import law_record
     from megatron_kis.analysis.report import formatting as w
-    from megatron_kis.analysis.runs.curves import curve_table
     from megatron_kis.analysis.runs.groups import CURVE_GROUPS, is_group
-    from megatron_kis.analysis.runs.load import load_runs
-    from megatron_kis.analysis.runs.load_csv import load_curves_csv, load_points_csv
+    from megatron_kis.analysis.runs.load_csv import is_points_csv, load_points_csv
     from megatron_kis.common.files import write_json
 
     if options.group is not None and not is_group(options.group):
         raise InputError(f"is {options.group!r}", where="--group", remedy=nearest(options.group, CURVE_GROUPS))
-    settings = analysis_config(options, options.runs)
+    source = source_of(options)
+    settings = analysis_config(options, source)
     table = None
-    if options.points is not None:
-        points = load_points_csv(options.points)
+    if options.points is not None or (options.source is not None and source.is_file() and is_points_csv(source)):
+        points = load_points_csv(source)
     else:
-        if options.curves is not None:
-            table = load_curves_csv(options.curves, settings)
-        else:
-            table = curve_table(counted(load_runs(options.runs)))
+        table = curves_of(options, settings)
         with naming_choices(options):
             points = find_transitions(table, settings)
     with naming_choices(options):
         laws, refused = fit_laws(_chosen(points, options), settings, table)
     reasons = [f"{w.refused_title(item)}: {w.refused_reason(item)}" for item in refused]
     if not laws:
-        where = str(_source(options))
-        raise InputError(f"no law can be fitted ({first_of(reasons, _SHOWN, separator='; ')})", where=where)
+        raise InputError(f"no law can be fitted ({first_of(reasons, _SHOWN, separator='; ')})", where=str(source))
     if table is None and any(law.kind != "tolerance" for law in laws):
         print(f"kis: {_POINTS_ALONE}", file=sys.stderr)
     record = law_record(laws, refused)
@@ -103,12 +95,6 @@ def _fit(options: argparse.Namespace) -> int:
     return 0
 
 
-def _source(options: argparse.Namespace) -> Path:
-    """Returns what was read."""
-    source: Path = options.points or options.curves or options.runs
-    return source
-
-
 def _chosen(points: Sequence[Transition], options: argparse.Namespace) -> list[Transition]:
     """Returns the points of --kind and --group.
 
@@ -121,7 +107,7 @@ def _chosen(points: Sequence[Transition], options: argparse.Namespace) -> list[T
         there = sorted({f"--kind {p.kind} --group {p.group}" for p in points})
         raise InputError(
             "no law can be fitted (no points)" if not points else "no points of these",
-            where=asked if points else str(_source(options)),
+            where=asked if points else str(source_of(options)),
             remedy="there are " + first_of(there, _SHOWN) if there else None,
         )
     return chosen

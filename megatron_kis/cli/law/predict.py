@@ -107,7 +107,7 @@ def _write_curve(path: Path, law: Law, laws: list[Law], prediction: Prediction, 
         raise InputError(
             "this law is from points alone, which contain no rates",
             where="--curve",
-            remedy="fit one from runs or curves (kis law fit RUNS_DIR) with criterion: retention, or leave --curve out",
+            remedy="fit one from runs or curves (kis law fit SOURCE) with criterion: retention, or leave --curve out",
         )
     rise = next((other for other in laws if rises(other, law)), None)
     model, own = (

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from megatron_kis.cli.law.common import add_choices, analysis_config, counted, naming_choices
+from megatron_kis.cli.law.common import (
+    SOURCES,
+    add_choices,
+    add_source,
+    analysis_config,
+    counted,
+    naming_choices,
+    source_of,
+)
 from megatron_kis.cli.outputs import new_file, new_folder, spare_inputs
 from megatron_kis.common.units import plural, quantity
 
@@ -16,9 +23,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         help="write one self-contained report.html",
         description="Write the report of a study folder, a runs folder, a curves.csv or a points.csv.",
     )
-    parser.add_argument(
-        "source", type=Path, metavar="SOURCE", help="study folder, runs folder, curves.csv or points.csv"
-    )
+    add_source(parser, points="transitions that were found before or elsewhere")
     parser.add_argument("--output", required=True, type=new_file, metavar="HTML", help="where the report is written")
     parser.add_argument(
         "--params", type=quantity, action="append", default=[], metavar="N", help="predict for this size (repeatable)"
@@ -34,12 +39,13 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def _report(options: argparse.Namespace) -> int:
-    spare_inputs(options, ("output",), ("source",))
+    spare_inputs(options, ("output",), SOURCES)
     from megatron_kis.analysis.report import analyse_source, report
 
-    settings = analysis_config(options, options.source)
+    source = source_of(options)
+    settings = analysis_config(options, source)
     with naming_choices(options):
-        result = analyse_source(options.source, settings, predict_params=options.params, predict_tokens=options.tokens)
+        result = analyse_source(source, settings, predict_params=options.params, predict_tokens=options.tokens)
     if result.runs is not None:
         counted(result.runs)
     report(result, options.output)

@@ -5,23 +5,21 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_kis.cli.law.common import (
     add_choices,
     add_json,
+    add_source,
     add_target,
     analysis_config,
-    counted,
+    curves_of,
     naming_choices,
     print_json,
+    source_of,
 )
-from megatron_kis.common.errors import InputError
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from megatron_kis.analysis.findings.result import Variant
     from megatron_kis.config.analysis import AnalysisConfig
 
@@ -34,7 +32,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "scoring rule, split and criterion. Then replace one of these at a time by each other one that the data have, "
         "and fit the law again. List what each predicts. --cross tries all combinations. Nothing is written.",
     )
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="study folder, runs folder or curves.csv")
+    add_source(parser)
     add_target(parser, budget="the largest of each law")
     parser.add_argument("--cross", action="store_true", help="try all combinations (scoring x split x criterion)")
     add_choices(parser)
@@ -45,8 +43,8 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def _sensitivity(options: argparse.Namespace) -> int:
     from megatron_kis.analysis.findings.sensitivity import sensitivity, variant_record
 
-    settings = analysis_config(options, options.source)
-    table = _curves(options.source, settings)
+    settings = analysis_config(options, source_of(options))
+    table = curves_of(options, settings)
 
     def progress(number: int, total: int, one: AnalysisConfig) -> None:
         print(f"kis: {number} of {total}: {one.scoring}, {one.split}, {one.criterion}", file=sys.stderr, flush=True)
@@ -58,7 +56,7 @@ def _sensitivity(options: argparse.Namespace) -> int:
             options.params,
             options.tokens,
             cross=options.cross,
-            where=str(options.source),
+            where=str(source_of(options)),
             progress=progress,
         )
     if options.json:
@@ -67,20 +65,6 @@ def _sensitivity(options: argparse.Namespace) -> int:
     else:
         _print_rows(rows, options.params)
     return 0
-
-
-def _curves(source: Path, settings: AnalysisConfig) -> pd.DataFrame:
-    """Returns the curve table of a folder of runs or a curves.csv."""
-    from megatron_kis.analysis.runs.curves import curve_table
-    from megatron_kis.analysis.runs.load import load_runs
-    from megatron_kis.analysis.runs.load_csv import is_points_csv, load_curves_csv
-
-    if not source.is_file():
-        return curve_table(counted(load_runs(source)))
-    if is_points_csv(source):
-        remedy = "a study folder, a folder of runs or a curves.csv"
-        raise InputError("points belong to one choice that was already made", where=str(source), remedy=remedy)
-    return load_curves_csv(source, settings)
 
 
 def _print_rows(rows: Sequence[Variant], params: float) -> None:
