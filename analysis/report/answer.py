@@ -39,7 +39,10 @@ class Answer:
 
 
 def answer(result: AnalysisResult) -> Answer:
-    """Returns the answer that a study gives, of the slice that its law is about."""
+    """Returns the answer that a study gives, of the slice that its law is about.
+
+    What this slice does not show of a kind of transition, and another one does, is said of that one.
+    """
     one = main_slice(result)
     points = [point for point in result.points if point.slice == one]
     changes = _changes(result, points)
@@ -47,7 +50,8 @@ def answer(result: AnalysisResult) -> Answer:
     if changes:
         notes = "; ".join(part for part in ("kis study next proposes the runs", _cost(result)) if part)
         more = f"To learn more, change these keys of the study file ({notes}):"
-    return Answer(_measured(result, points), target(result, one), more, changes, _terms(result, points))
+    shown = [point for key in _TOLD for point in _best_shown(result, key, one)]
+    return Answer(_measured(result, shown), target(result, one), more, changes, _terms(result, shown))
 
 
 def main_slice(result: AnalysisResult) -> Slice:
@@ -58,6 +62,18 @@ def main_slice(result: AnalysisResult) -> Slice:
     slices = sorted({point.slice for point in result.points}, key=lambda one: one.key)
     seen = [sum(p.informative for p in result.points if p.slice == one) for one in slices]
     return slices[seen.index(max(seen))] if slices else USUAL
+
+
+def _best_shown(result: AnalysisResult, key: tuple[str, str], main: Slice) -> list[Transition]:
+    """Returns the transitions of a kind along the slice in which most models show it; the main one if none shows more.
+
+    The loss that infusion costs is no question of K at a fixed share of the tokens, for example.
+    """
+    mine: dict[Slice, list[Transition]] = {}
+    for point in result.points:
+        if (point.kind, point.group) == key:
+            mine.setdefault(point.slice, []).append(point)
+    return max(mine.values(), key=lambda of: (sum(p.informative for p in of), of[0].slice == main), default=[])
 
 
 # what was measured

@@ -14,7 +14,7 @@ from megatron_kis.analysis.findings.result import AnalysisResult
 from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.runs.curves import primary_rows
 from megatron_kis.analysis.runs.slices import levels_of_frequency, varies_facts
-from megatron_kis.analysis.runs.transitions import INCONCLUSIVE
+from megatron_kis.analysis.runs.transitions import INCONCLUSIVE, Transition
 from megatron_kis.common.units import plural
 
 GOOD, BAD, OPEN = "good", "bad", "open"
@@ -74,14 +74,16 @@ def _ledger(result: AnalysisResult) -> RunCheck | None:
 
 
 def _known_before(result: AnalysisResult) -> RunCheck | None:
-    """What is not known without infusion cannot be lost by it."""
+    """What is never known cannot be lost. Infused facts may help a model to learn others of their kind."""
     mine = [curve for curve in result.primary_curves if curve.group == "background" and curve.dose[0] == 0]
     if not any(curve.group == "background" for curve in result.primary_curves):
         return RunCheck(OPEN, "No background facts", "Whether earlier knowledge is kept was not asked.")
     mine = list({(curve.params, curve.tokens): curve for curve in mine}.values())
     if not mine:
         return RunCheck(BAD, "No run without infusion", "What was known before is not measured: add a run at dose 0.")
-    unknown, rates = [], []
+    lost = [p for p in result.points if (p.kind, p.group) == ("collapse", "background")]
+    later = {(p.params, p.tokens) for p in lost if _was_known(p)}
+    unknown, with_infused, rates = 0, 0, []
     for curve in mine:
         rate, chance = float(curve.rate[0]), curve.mean_chance
         rates.append(rate)
@@ -89,15 +91,27 @@ def _known_before(result: AnalysisResult) -> RunCheck | None:
             continue
         weight = curve.dispersion.effective(curve.facts, curve.runs)[:1]
         if float(p_above(curve.rate[:1], weight, chance, curve.dispersion.freedom)[0]) > result.settings.alpha:
-            unknown.append(fmt.size(curve.params))
+            with_infused += (curve.params, curve.tokens) in later
+            unknown += (curve.params, curve.tokens) not in later
     seen = f"{fmt.span(f'{min(rates):.2f}', f'{max(rates):.2f}')} right at dose 0"
     chances = [curve.mean_chance for curve in mine if curve.mean_chance is not None]
     guess = f"; chance is {sum(chances) / len(chances):.2f}" if chances else ""
+
+    def some(models: int) -> str:
+        return "" if models == len(mine) else f" in {models} of {len(mine)} models"
+
     if unknown:
-        some = "" if len(unknown) == len(mine) else f" in {len(unknown)} of {len(mine)} models"
-        text = f"{seen}{guess}. There is nothing to lose{some}: show background facts more often."
+        text = f"{seen}{guess}. There is nothing to lose{some(unknown)}: show background facts more often."
         return RunCheck(BAD, "Background facts are not known without infusion", text)
+    if with_infused:
+        text = f"{seen}{guess}. They are learned only with infused facts{some(with_infused)}."
+        return RunCheck(OPEN, "Background facts are not known without infusion", f"{text} The highest rate counts.")
     return RunCheck(GOOD, "Background facts are known without infusion", f"{seen}{guess}.")
+
+
+def _was_known(point: Transition) -> bool:
+    """Whether the facts of a collapse were known at some dose."""
+    return point.status != INCONCLUSIVE or point.p_value is not None
 
 
 def _seeds(result: AnalysisResult) -> RunCheck:
@@ -126,7 +140,7 @@ def _told(result: AnalysisResult) -> RunCheck:
     kinds = Counter(fmt.kind_title(p.kind, p.group, p.slice) for p in open_)
     named = [f"{kind[0].lower()}{kind[1:]} in {plural(count, 'model')}" for kind, count in kinds.most_common(3)]
     title = f"{len(open_)} of {plural(every, 'transition')} cannot be determined"
-    return RunCheck(OPEN, title, f"Not clear: {fmt.listed(named)}. The table below says why.")
+    return RunCheck(OPEN, title, f"Not clear: {'; '.join(named)}. The table below says why.")
 
 
 def _counted(result: AnalysisResult) -> RunCheck | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import re
 from dataclasses import replace
 from html import unescape
@@ -22,6 +23,7 @@ from megatron_kis.analysis.report.experiment import experiment
 from megatron_kis.analysis.report.methods import methods
 from megatron_kis.analysis.report.run_checks import BAD, GOOD, OPEN, run_checks
 from megatron_kis.analysis.runs.load import load_runs
+from megatron_kis.analysis.runs.slices import FACTS, FREQUENCY, RATIO, Slice
 from megatron_kis.analysis.simulate import Truth as World
 from megatron_kis.analysis.simulate import simulate_table
 from megatron_kis.common.parsing import parse_yaml
@@ -146,9 +148,7 @@ def test_only_an_onset_says_what_is_learned_and_nothing_of_a_cost():
 
 
 def test_a_dose_of_facts_is_told_with_what_is_held():
-    from megatron_kis.analysis.runs.slices import Slice
-
-    along = Slice("facts", "frequency", 14.0)
+    along = Slice(FACTS, FREQUENCY, 14.0)
     points = [
         replace(p, slice=along, value=1e4 * p.value, low=None, high=None) for p in seen("collapse", "background", 700.0)
     ]
@@ -292,6 +292,34 @@ def table_of(**changes: float) -> pd.DataFrame:
         mine = table["group"] == group
         table.loc[mine, "correct"] = (rate * table.loc[mine, "n"]).round()
     return table
+
+
+def test_each_sentence_is_of_the_dose_that_shows_its_transition():
+    many, often = Slice(FACTS, RATIO, 0.5), Slice(FREQUENCY, FACTS, 120.0)
+    unseen = {"value": None, "low": 8.0, "high": math.inf, "status": "right_censored"}
+    points = [
+        *(replace(p, slice=many) for p in seen("collapse", "background", 200.0)),
+        *(replace(p, slice=many, **unseen) for p in seen("tolerance", "general", 8.0)),
+        *(replace(p, slice=often) for p in seen("onset", "infused", 60.0, status="observed", share=0.1)),
+        *(replace(p, slice=often, **unseen) for p in seen("collapse", "background", 700.0)),
+        *(replace(p, slice=often) for p in seen("tolerance", "general", 110.0, status="observed", share=0.3)),
+    ]
+    learned, kept, worse = answer(analyse_points(points, QUICK)).measured
+    assert "exposures each of 120 facts (10% of the training tokens" in learned
+    assert "facts in 50% of the tokens" in kept
+    assert "exposures each of 120 facts (30% of the training tokens" in worse
+
+
+def test_background_facts_that_are_learned_only_with_infused_ones_can_be_lost():
+    table = table_of()
+    without = (table["group"] == "background") & (table["frequency"] == 0)
+    table.loc[without, "correct"] = (0.25 * table.loc[without, "n"]).round()
+    (check,) = (check for check in run_checks(analyse(table, QUICK)) if check.title.startswith("Background"))
+    assert (check.status, check.title) == (OPEN, "Background facts are not known without infusion")
+    assert "They are learned only with infused facts. The highest rate counts." in check.text
+    (never,) = (c for c in run_checks(analyse(table_of(background=0.25), QUICK)) if c.title.startswith("Background"))
+    assert never.status == BAD
+    assert "There is nothing to lose: show background facts more often." in never.text
 
 
 def test_control_facts_that_are_known_are_a_fault():
