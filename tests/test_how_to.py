@@ -288,12 +288,12 @@ def _points(path: Path) -> None:
 
 
 def test_the_template_of_a_study_leads_to_a_law(folder: Path) -> None:
-    sources = write_sources(folder, documents=400, facts_a_relation=360)
+    sources = write_sources(folder, documents=400, facts_a_relation=320)
     for path, name in ((sources.text, "my_corpus.jsonl"), (sources.triples, "my_triples.tsv")):
         path.rename(folder / name)
     sources.templates.rename(folder / "my_templates.yaml")
     shutil.copy(ROOT / "run_scripts" / "studies" / "template.yaml", folder / "my_study.yaml")
-    fewer = "data.select.infused=480 facts=[0,15,30,60,120,240,480]"  # as many as these triples allow
+    fewer = "data.select.infused=384 facts=[0,12,24,48,96,192,384]"  # as many as these triples allow
     said = execute(f"kis study plan my_study.yaml --json data.vocab_size=400 {fewer}", folder)
     plan = json.loads(said)
     assert len({row["params"] for row in plan["runs"]}) >= 5
