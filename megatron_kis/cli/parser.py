@@ -117,11 +117,11 @@ def add_settings(group: argparse._ActionsContainer, kind: type[Config], names: I
         group.add_argument(
             flag,
             type=value,
-            nargs="+" if field.annotation == tuple[str, ...] else None,
             choices=choices if isinstance(choices, list) else None,
             metavar=None if choices else {int: "N", float: "X", str: "NAME"}[value],
             default=argparse.SUPPRESS,
             help=text,
+            **({"nargs": "+", "action": "extend"} if field.annotation == tuple[str, ...] else {}),
         )
 
 

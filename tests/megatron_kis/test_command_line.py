@@ -44,6 +44,24 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return lines[0]
 
 
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("data corpus --tokenizer t --output o", "--input"),
+        ("data facts --input i --output o", "--columns"),
+        ("data facts --input i --output o", "--relations"),
+        ("data export --facts f --templates t --output o", "--groups"),
+        ("law import lm-eval runs.csv --output o", "--metric"),
+        ("study run study.yaml", "--only"),
+    ],
+    ids=lambda words: words,
+)
+def test_a_list_that_is_given_in_two_parts_is_whole(command: str, option: str) -> None:
+    words = ["infused", "background"]
+    given = build_parser().parse_args([*command.split(), option, words[0], option, words[1]])
+    assert [str(word) for word in getattr(given, option.removeprefix("--"))] == words
+
+
 def test_unknown_keys_name_the_nearest_valid_one(
     tmp_path: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str]
 ) -> None:
