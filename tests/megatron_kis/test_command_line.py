@@ -179,6 +179,14 @@ def test_a_run_is_configured_by_file_and_overrides(
     assert main(["train", str(path), "training.seed=3", f"output={tmp_path / 'third'}"]) == 0
     assert capsys.readouterr().out.strip().endswith("third")
     assert (tmp_path / "third" / "DONE").exists()
+    again = ["train", str(path), "training.seed=3", f"output={tmp_path / 'third'}"]
+    assert "nope: no such folder" in refused([*again, "--branch-from", "nope"], capsys)
+    line = refused([*again, "--branch-from", str(tmp_path)], capsys)
+    assert (
+        f"--branch-from: is '{tmp_path}', but {tmp_path / 'third'} began from step 0; leave it out, or choose" in line
+    )
+    assert "--restart: begins an unfinished run again, and" in refused([*again, "--restart"], capsys)
+    assert main(again) == 0
     assert "parallel.tensro" in refused(["train", str(path), "parallel.tensro=2"], capsys)
     path.write_text("name: [unclosed\n")
     assert f"{path}:" in refused(["train", str(path)], capsys)
