@@ -341,7 +341,13 @@ def test_curves_are_read_along_the_axis_of_the_laws(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--confidence", "95"), "'95' is not a probability"),
+        *(
+            (
+                ("--confidence", value),
+                f"argument --confidence: is '{value}'; write a probability above 0 and below 1, su",
+            )
+            for value in ("95", "1", "0", "1.5", "nan", "-0.5")
+        ),
         (("--recall", "-1"), "'-1' is not a weight"),
         (("--retention", "nan"), "'nan' is not a weight"),
         (("--curves", "c.csv"), "--curves: is used only with --loss-price; add --loss-price"),
