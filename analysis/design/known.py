@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 
 from megatron_kis.analysis.design.outline import Outline
-from megatron_kis.common.terms import TRAIN
+from megatron_kis.common.terms import HELD_OUT
 from megatron_kis.common.units import rounded_up
 from megatron_kis.config.analysis import AnalysisConfig
 
@@ -44,11 +44,12 @@ def half_known(params: float, tokens: float, *, exposure_tokens: float, apart: b
 
 
 def half_known_by(params: float, tokens: float, outline: Outline, settings: AnalysisConfig) -> float | None:
-    """Returns ``half_known`` of a model of a study; None where it is judged by sentences that it was trained on.
+    """Returns ``half_known`` of a model of a study; None where it is not judged by held-out sentences.
 
-    Those are known after fewer exposures, which no study has measured.
+    Sentences that it was trained on are known after fewer exposures. Questions are hardly ever answered: in the studies
+    whose models know 0.7 of the held-out sentences they answer 0.1 of the questions, beyond chance, after as many.
     """
-    if settings.split == TRAIN:
+    if settings.split != HELD_OUT:
         return None
     length = math.inf if math.isnan(outline.exposure_tokens) else outline.exposure_tokens
     return half_known(params, tokens, exposure_tokens=length, apart=outline.apart)
