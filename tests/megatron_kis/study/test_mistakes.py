@@ -233,11 +233,14 @@ UNUSABLE: list[tuple[list[str], str]] = [
     ),
     (
         ["law", "predict", "triples.tsv", "--params", "7b"],
-        "triples.tsv:1: not valid JSON (Expecting value); expected 'k",
+        "triples.tsv:1: not valid JSON (Expecting value); expected a law, which kis law fit writes",
     ),
-    (["law", "predict", "empty", "--params", "7b"], "empty: is empty; expected 'kis.law/1'"),
+    (["law", "predict", "empty", "--params", "7b"], "empty: is empty; expected a law, which kis law fit writes"),
     (["law", "predict", "nowhere", "--params", "7b"], "error: nowhere: no such file"),
-    (["law", "validate", "empty", "--points", "p.csv"], "empty: is empty; expected 'kis.prediction/1'"),
+    (
+        ["law", "validate", "empty", "--points", "p.csv"],
+        "empty: is empty; expected a prediction, which kis law pred",
+    ),
     (["data", "leaks", "--input", "text.jsonl", "--facts", "triples.tsv"], "malformed JSON line (Expecting value)"),
     (["data", "inspect", "text.jsonl", "--sample", "-1"], "--sample: is -1; use 0 or more documents"),
     (["data", "inspect", "text.jsonl", "--recount"], "--recount: needs a run; give RUN_DIR, or leave it out"),
