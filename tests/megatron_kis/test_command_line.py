@@ -48,8 +48,8 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     ("command", "option"),
     [
         ("data corpus --tokenizer t --output o", "--input"),
-        ("data facts --input i --output o", "--columns"),
-        ("data facts --input i --output o", "--relations"),
+        ("data facts --from tsv --input i --output o", "--columns"),
+        ("data facts --from tsv --input i --output o", "--relations"),
         ("data export --facts f --templates t --output o", "--groups"),
         ("law import lm-eval runs.csv --output o", "--metric"),
         ("study run study.yaml", "--only"),
