@@ -40,10 +40,17 @@ def add_facts(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 def _facts(options: argparse.Namespace) -> int:
     from megatron_kis.common.progress import console_progress
-    from megatron_kis.data_tools.selection.imports import import_facts, read_source_templates, write_source_templates
+    from megatron_kis.data_tools.selection.imports import (
+        check_import,
+        import_facts,
+        read_source_templates,
+        write_source_templates,
+    )
     from megatron_kis.data_tools.selection.select import SelectConfig
 
     settings = SelectConfig(**given_settings(options, SelectConfig.model_fields))
+    with naming_options([*SelectConfig.model_fields, "columns"]):
+        check_import(options.input, options.format, settings, options.columns)
     templates = None
     if options.templates_output:
         from megatron_kis.data_tools.readers.files import file_identities, refuse_own_outputs

@@ -242,6 +242,23 @@ UNUSABLE: list[tuple[list[str], str]] = [
         "empty: is empty; expected a prediction, which kis law pred",
     ),
     (["data", "leaks", "--input", "text.jsonl", "--facts", "triples.tsv"], "malformed JSON line (Expecting value)"),
+    *(
+        (
+            [*["data", "corpus", "--input", "no", "--tokenizer", "no", "--output", "o", "--validation-share"], share],
+            said,
+        )
+        for share, said in (("1", "--validation-share: is 1; use 0"), ("nan", "--validation-share: is nan; use 0"))
+    ),
+    *(
+        ([*["data", "facts", "--from", "tsv", "--input", "no", "--output", "f.jsonl"], *option.split()], said)
+        for option, said in (
+            ("--infused -1", "--infused: is -1; a number of facts, 0 or more"),
+            ("--distractors 0", "--distractors: is 0; at least 1"),
+            ("--longest-name 0", "--longest-name: is 0; 1 character or more"),
+            ("--relations a a", "--relations: 'a' is given twice"),
+            ("--columns foo=1", "--columns: unknown field 'foo'"),
+        )
+    ),
     (["data", "inspect", "text.jsonl", "--sample", "-1"], "--sample: is -1; use 0 or more documents"),
     (["data", "inspect", "text.jsonl", "--recount"], "--recount: needs a run; give RUN_DIR, or leave it out"),
     (["data", "inspect", "folder"], "folder: is a folder, not a prefix; give the prefix of a corpus, such as folder/c"),
