@@ -19,7 +19,8 @@ from megatron_kis.analysis.findings.analyse import analyse_points, fit_laws
 from megatron_kis.analysis.law.decision import CONFIDENCE, decide, decision_record
 from megatron_kis.analysis.law.loss_rise import loss_rise
 from megatron_kis.analysis.law.new_model import NewModel
-from megatron_kis.analysis.law.predict import LARGEST, prediction_record
+from megatron_kis.analysis.law.predict import LARGEST
+from megatron_kis.analysis.law.prediction import prediction_record
 from megatron_kis.analysis.law.utility import STEP, Weights
 from megatron_kis.analysis.outputs import law_record
 from megatron_kis.analysis.report import render

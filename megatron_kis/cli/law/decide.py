@@ -14,7 +14,7 @@ from megatron_kis.common.errors import InputError, printable
 
 if TYPE_CHECKING:
     from megatron_kis.analysis.law.decision import Decision
-    from megatron_kis.analysis.law.fit import Law
+    from megatron_kis.analysis.law.law import Law
     from megatron_kis.analysis.law.utility import Best
     from megatron_kis.analysis.runs.curves import Curve
 
