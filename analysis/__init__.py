@@ -9,8 +9,10 @@ Five lines are enough: ``runs = load_runs("runs")``, ``points = find_transitions
 # would take the function's place. What is slow (matplotlib, jinja2) is imported inside the report's functions.
 from megatron_kis.analysis.criteria import Transition, find_transitions
 from megatron_kis.analysis.findings.result import AnalysisResult
-from megatron_kis.analysis.law.fit import Law, LawRefused, fit_law
-from megatron_kis.analysis.law.predict import Prediction, predict
+from megatron_kis.analysis.law.fit import LawRefused, fit_law
+from megatron_kis.analysis.law.law import Law
+from megatron_kis.analysis.law.predict import predict
+from megatron_kis.analysis.law.prediction import Prediction
 from megatron_kis.analysis.outputs import analyse_study
 from megatron_kis.analysis.report import report
 from megatron_kis.analysis.runs.load import Runs, load_runs

@@ -19,7 +19,7 @@ from megatron_kis.analysis.criteria import criteria_of
 from megatron_kis.analysis.criteria.dispersion import expected_dispersion, with_dispersion
 from megatron_kis.analysis.criteria.tests import detectable_drop, p_above, p_greater
 from megatron_kis.analysis.criteria.tolerance_rule import needed_drop
-from megatron_kis.analysis.design.known import KNOWN, enough, half_known_by, known_share
+from megatron_kis.analysis.design.known import Known, known_without, not_known
 from megatron_kis.analysis.design.outline import Outline
 from megatron_kis.analysis.design.requirements import main_slices, models_of
 from megatron_kis.analysis.law.fit import VALIDATED_CELLS, LawRefused, fit_law
@@ -28,9 +28,8 @@ from megatron_kis.analysis.runs.curves import Curve
 from megatron_kis.analysis.runs.slices import FREQUENCY, Slice
 from megatron_kis.analysis.runs.transitions import Transition
 from megatron_kis.analysis.simulate import Truth, simulate_curve
-from megatron_kis.common.errors import first_of
 from megatron_kis.common.terms import BACKGROUND, INFUSED
-from megatron_kis.common.units import in_table, plural, rounded_up
+from megatron_kis.common.units import plural, rounded_up
 from megatron_kis.config.analysis import AnalysisConfig
 from megatron_kis.study.preflight import Remark
 
@@ -40,7 +39,6 @@ _MODELS = 18  # of a study that are simulated
 _SHARE = 0.5  # of what can be known that is known without infusion
 _MORE_FACTS = (1.25, 1.5, 2, 3, 4, 6, 8, 12, 16)
 _MORE_SEEDS = 8
-_LARGEST_SHARE = 0.3  # of the tokens for background facts that is proposed
 _SHOWN = 4
 _RESAMPLES = 199
 LARGEST_FACTOR = 1e6
@@ -68,25 +66,6 @@ class Power:
     def enough(self) -> bool:
         """Whether a model that loses nothing can be distinguished from one whose loss was not seen."""
         return self.detectable <= self.needed
-
-
-@dataclass(frozen=True)
-class Known:
-    """Whether background facts of one frequency are likely known without infusion, by one model."""
-
-    params: int
-    tokens: int
-    exposures: int
-    facts: int
-    half_known: float
-    """Exposures after which models of the committed studies knew half."""
-    share: float
-    """Share of what can be known that is likely known."""
-
-    @property
-    def likely(self) -> bool:
-        """Whether enough is likely known to see it lost."""
-        return self.share >= KNOWN
 
 
 @dataclass(frozen=True)
@@ -153,11 +132,11 @@ def design_check(outline: Outline, settings: AnalysisConfig, predict: Sequence[f
     """
     # Pairs of options are not simulated: accuracy stands for them.
     settings = settings.replace(resamples=_RESAMPLES, law_resamples=0, outcome="accuracy")
-    known = tuple(_known(outline, settings))
+    known = tuple(known_without(outline, settings))
     slices = main_slices(outline, settings)
     one = slices[0] if slices else None
     if one is None or settings.criterion == "general_loss" or not outline.chance < 1:
-        return DesignCheck(one, (), (), known, (), tuple(_unknown(outline, known)))
+        return DesignCheck(one, (), (), known, (), tuple(not_known(outline, known)))
     groups = [group for group in (INFUSED, *([BACKGROUND] if outline.background else [])) if outline.asked[group]]
     asked = [_asked(outline, one, group) for group in groups]
     powers = tuple(each.power(outline.chance, settings) for each in asked)
@@ -170,53 +149,8 @@ def design_check(outline: Outline, settings: AnalysisConfig, predict: Sequence[f
             simulated.append(_simulated("collapse", BACKGROUND, outline, each, models, targets, settings))
         if models and INFUSED in groups and each.axis == FREQUENCY:
             simulated.append(_simulated("onset", INFUSED, outline, each, models, targets, settings))
-    remarks = [*_unknown(outline, known), *_weak(outline, powers, asked, settings), *_no_law(simulated)]
+    remarks = [*not_known(outline, known), *_weak(outline, powers, asked, settings), *_no_law(simulated)]
     return DesignCheck(one, targets, powers, known, tuple(simulated), tuple(remarks))
-
-
-def _known(outline: Outline, settings: AnalysisConfig) -> list[Known]:
-    found = []
-    for params, tokens in sorted(
-        {(int(n), int(d)) for n, d in zip(outline.table["params"], outline.table["tokens"], strict=True)}
-    ):
-        half = half_known_by(params, tokens, outline, settings)
-        if half is None:
-            continue
-        found += [
-            Known(params, tokens, exposures, facts, half, known_share(exposures, half))
-            for exposures, facts in outline.background.items()
-        ]
-    return found
-
-
-def _unknown(outline: Outline, known: Sequence[Known]) -> list[Remark]:
-    """Returns the remark that models likely know no background fact without infusion."""
-    models: dict[tuple[int, int], list[Known]] = {}
-    for one in known:
-        models.setdefault((one.params, one.tokens), []).append(one)
-    without = [cell for cell, groups in models.items() if not any(group.likely for group in groups)]
-    if not without:
-        return []
-    worst = max((group for cell in without for group in models[cell]), key=lambda group: group.half_known)
-    most = max(outline.background)
-    names = [f"{outline.sizes[n].label} at {in_table(d)} tokens" for n, d in without]
-    wanted = max(enough(worst.half_known), most + 1)
-    problem = (
-        f"background facts are likely not known without infusion by {first_of(names, _SHOWN)}, and cannot be lost: "
-        f"{most} exposures, and half was known after about {rounded_up(worst.half_known)} in models of that size"
-    )
-    facts = outline.background[most]
-    share = wanted * facts * outline.exposure_tokens / worst.tokens
-    grouped = len(outline.background) > 1
-    key = "background.groups" if grouped else "background.frequency"
-    change = f"{key}: {'a group of frequency ' if grouped else ''}{wanted}"
-    if math.isfinite(share) and share > _LARGEST_SHARE:
-        budget = rounded_up(wanted * facts * outline.exposure_tokens / _LARGEST_SHARE)
-        change += f" with token_budgets of {in_table(budget)} ({budget / worst.tokens:.1f} times the compute)"
-        change += ", or larger models"
-    elif math.isfinite(share):
-        change += f" ({share:.0%} of the tokens, and no more compute)"
-    return [Remark(key, problem, change)]
 
 
 def _truth(outline: Outline, group: str) -> Truth:

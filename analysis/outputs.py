@@ -12,10 +12,10 @@ from megatron_kis.analysis.findings.analyse import analyse
 from megatron_kis.analysis.findings.result import AnalysisResult
 from megatron_kis.analysis.findings.sensitivity import with_sensitivity
 from megatron_kis.analysis.findings.study_file import declared_settings, study_description, with_looks
-from megatron_kis.analysis.law.fit import SCHEMA as LAW_SCHEMA
-from megatron_kis.analysis.law.fit import Law
-from megatron_kis.analysis.law.predict import SCHEMA as PREDICTION_SCHEMA
-from megatron_kis.analysis.law.predict import Prediction, prediction_record
+from megatron_kis.analysis.law.law import SCHEMA as LAW_SCHEMA
+from megatron_kis.analysis.law.law import Law
+from megatron_kis.analysis.law.prediction import SCHEMA as PREDICTION_SCHEMA
+from megatron_kis.analysis.law.prediction import Prediction, prediction_record
 from megatron_kis.analysis.report import report
 from megatron_kis.analysis.runs.curves import write_curves_csv
 from megatron_kis.analysis.runs.load import load_runs

@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 
 from benchmarks.page_figures import DOCS, write
 from megatron_kis.analysis.law.law_file import load_laws
-from megatron_kis.analysis.law.predict import load_predictions, predict
+from megatron_kis.analysis.law.predict import predict
+from megatron_kis.analysis.law.prediction import load_predictions
 from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.report.theme import COLOURS
 from megatron_kis.analysis.runs.curves import mean_curves

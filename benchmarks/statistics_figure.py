@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from benchmarks.page_figures import write
 from megatron_kis.analysis.criteria import find_transitions
 from megatron_kis.analysis.findings.analyse import fit_laws
-from megatron_kis.analysis.law.fit import Law
+from megatron_kis.analysis.law.law import Law
 from megatron_kis.analysis.law.predict import predict
 from megatron_kis.analysis.report.theme import COLOURS
 from megatron_kis.analysis.runs.curves import Curve, curves

@@ -17,7 +17,8 @@ import pandas as pd
 from benchmarks.study_page import FOLDER, RESULTS
 from megatron_kis.analysis.findings.result import AnalysisResult
 from megatron_kis.analysis.law.law_file import load_laws
-from megatron_kis.analysis.law.predict import load_predictions, predict
+from megatron_kis.analysis.law.predict import predict
+from megatron_kis.analysis.law.prediction import load_predictions
 from megatron_kis.analysis.report import figures, law_figure
 from megatron_kis.analysis.report.theme import exported_to
 from megatron_kis.analysis.runs.load_csv import load_curves_csv, load_points_csv

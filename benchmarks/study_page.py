@@ -39,9 +39,9 @@ import numpy as np
 import pandas as pd
 
 from megatron_kis.analysis.findings.analyse import law_keys
-from megatron_kis.analysis.law.fit import SCHEMA as LAW_SCHEMA
 from megatron_kis.analysis.law.fit import LawRefused, fit_law
-from megatron_kis.analysis.law.predict import load_predictions
+from megatron_kis.analysis.law.law import SCHEMA as LAW_SCHEMA
+from megatron_kis.analysis.law.prediction import load_predictions
 from megatron_kis.analysis.law.validate import Score, validate
 from megatron_kis.analysis.runs.load_csv import load_points_csv
 from megatron_kis.analysis.runs.slices import FACTS, Slice, rows_of_slice, slice_of_record

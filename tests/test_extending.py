@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from megatron_kis.analysis.law.candidates import CANDIDATES
-from megatron_kis.analysis.law.fit import Law
+from megatron_kis.analysis.law.law import Law
 from megatron_kis.analysis.simulate import Truth, simulate_table, write_runs
 from megatron_kis.cli.main import main
 from megatron_kis.common.errors import InputError

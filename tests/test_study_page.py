@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import study_figures, study_page
-from megatron_kis.analysis.law.predict import load_predictions
+from megatron_kis.analysis.law.prediction import load_predictions
 from megatron_kis.analysis.law.validate import validate
 from megatron_kis.analysis.report.law_figure import law_figures
 from megatron_kis.analysis.runs.load_csv import load_points_csv

@@ -21,7 +21,7 @@ from megatron_kis.analysis.criteria.hinge import FEWEST_LEVELS
 from megatron_kis.analysis.criteria.hinge_fit import Precision
 from megatron_kis.analysis.law.bootstrap import SimulatedCell, measure, simulated_cell
 from megatron_kis.analysis.law.candidates import SIZE, SIZE_AND_BUDGET, design
-from megatron_kis.analysis.law.fit import Law
+from megatron_kis.analysis.law.law import Law
 from megatron_kis.analysis.runs.curves import Array, Curve
 from megatron_kis.analysis.runs.transitions import INCONCLUSIVE, RIGHT_CENSORED, Transition
 from megatron_kis.config.analysis import AnalysisConfig

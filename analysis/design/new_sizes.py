@@ -19,7 +19,8 @@ from megatron_kis.analysis.criteria import Transition, find_transitions
 from megatron_kis.analysis.design.gain import variance_of, variances
 from megatron_kis.analysis.design.next_runs import group_of, pool_of, slice_to_extend
 from megatron_kis.analysis.law.bend import half_width
-from megatron_kis.analysis.law.fit import Law, LawRefused, fit_law
+from megatron_kis.analysis.law.fit import LawRefused, fit_law
+from megatron_kis.analysis.law.law import Law
 from megatron_kis.analysis.runs.slices import FACTS, USUAL, Slice, rows_of_slice
 from megatron_kis.config.analysis import AnalysisConfig
 

@@ -14,7 +14,8 @@ from megatron_kis.analysis.criteria.dispersion import with_dispersion
 from megatron_kis.analysis.findings.result import AnalysisResult
 from megatron_kis.analysis.law.bootstrap import bootstrap_law
 from megatron_kis.analysis.law.bootstrap_points import bootstrap_points
-from megatron_kis.analysis.law.fit import Law, LawRefused, fit_law
+from megatron_kis.analysis.law.fit import LawRefused, fit_law
+from megatron_kis.analysis.law.law import Law
 from megatron_kis.analysis.law.looks import level_after, said_of
 from megatron_kis.analysis.law.predict import predict
 from megatron_kis.analysis.law.validate import backtest

@@ -10,8 +10,8 @@ import pandas as pd
 
 from megatron_kis.analysis.criteria.dispersion import with_dispersion
 from megatron_kis.analysis.law.decision import Decision, decide
-from megatron_kis.analysis.law.fit import Law
-from megatron_kis.analysis.law.predict import Prediction
+from megatron_kis.analysis.law.law import Law
+from megatron_kis.analysis.law.prediction import Prediction
 from megatron_kis.analysis.law.validate import Score
 from megatron_kis.analysis.runs.curves import Curve, curves, primary_rows
 from megatron_kis.analysis.runs.load import Runs

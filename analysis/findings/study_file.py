@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kis.analysis.findings.looks import looked
-from megatron_kis.analysis.law.predict import SCHEMA, load_predictions
+from megatron_kis.analysis.law.prediction import SCHEMA, load_predictions
 from megatron_kis.common.configuration import parse_config
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import read_json, read_text

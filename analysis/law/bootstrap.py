@@ -37,7 +37,8 @@ from megatron_kis.analysis.criteria.hinge_fit import COARSE, FINE, Precision, fi
 from megatron_kis.analysis.criteria.tests import cut_off, non_decreasing_fit
 from megatron_kis.analysis.criteria.unimodal import critical_value, fall_test
 from megatron_kis.analysis.law.candidates import design
-from megatron_kis.analysis.law.fit import Law, cells_of, fit_law, measurements
+from megatron_kis.analysis.law.fit import cells_of, fit_law, measurements
+from megatron_kis.analysis.law.law import Law
 from megatron_kis.analysis.law.regression import fit
 from megatron_kis.analysis.runs.curves import Array, Curve, Dispersion
 from megatron_kis.analysis.runs.transitions import LEFT_CENSORED, RIGHT_CENSORED, Transition

@@ -18,7 +18,8 @@ import numpy as np
 
 from megatron_kis.analysis.law.bootstrap import pivots
 from megatron_kis.analysis.law.candidates import Cells, design
-from megatron_kis.analysis.law.fit import Law, cells_of
+from megatron_kis.analysis.law.fit import cells_of
+from megatron_kis.analysis.law.law import Law
 from megatron_kis.analysis.runs.curves import Array
 from megatron_kis.analysis.runs.transitions import LEFT_CENSORED, RIGHT_CENSORED, Transition
 from megatron_kis.config.analysis import AnalysisConfig

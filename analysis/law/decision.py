@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from megatron_kis.analysis.law.choice import NOTHING, Choice, own_first
-from megatron_kis.analysis.law.fit import Law
+from megatron_kis.analysis.law.law import Law
 from megatron_kis.analysis.law.new_model import NewModel
-from megatron_kis.analysis.law.predict import LARGEST, Prediction, predict
+from megatron_kis.analysis.law.predict import LARGEST, predict
+from megatron_kis.analysis.law.prediction import Prediction
 from megatron_kis.analysis.law.utility import Best, Weights, best_dose
 from megatron_kis.analysis.runs.curves import Array, Curve
 from megatron_kis.analysis.runs.groups import base_group

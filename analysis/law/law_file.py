@@ -11,7 +11,7 @@ from megatron_kis.analysis.criteria.decline import shapes_of
 from megatron_kis.analysis.law.bend import Bend
 from megatron_kis.analysis.law.candidates import CANDIDATES, Candidate
 from megatron_kis.analysis.law.coefficients import AMOUNTS, Coefficient
-from megatron_kis.analysis.law.fit import SCHEMA, Law
+from megatron_kis.analysis.law.law import SCHEMA, Law
 from megatron_kis.analysis.law.surface import OTHERS, Surface
 from megatron_kis.analysis.runs.groups import CURVE_GROUPS, is_group
 from megatron_kis.analysis.runs.slices import RATIO, Slice, slice_of_record

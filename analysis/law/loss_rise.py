@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_kis.analysis.criteria.loss import loss_excess
-from megatron_kis.analysis.law.fit import Law
+from megatron_kis.analysis.law.law import Law
 from megatron_kis.analysis.runs.curves import Array, Curve
 from megatron_kis.common.errors import InputError
 

@@ -9,8 +9,9 @@ from functools import cached_property
 import numpy as np
 import scipy
 
-from megatron_kis.analysis.law.fit import Law
-from megatron_kis.analysis.law.predict import Prediction, predict
+from megatron_kis.analysis.law.law import Law
+from megatron_kis.analysis.law.predict import predict
+from megatron_kis.analysis.law.prediction import Prediction
 from megatron_kis.analysis.law.surface import Surface
 from megatron_kis.analysis.runs.curves import Array
 

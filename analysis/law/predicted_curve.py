@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_kis.analysis.law.fit import Law
+from megatron_kis.analysis.law.law import Law
 from megatron_kis.analysis.law.new_model import NewModel
 from megatron_kis.analysis.runs.curves import Array
 from megatron_kis.common.files import atomic_write

@@ -63,7 +63,7 @@ class Score:
 
 
 def validate(predictions: Iterable[dict[str, Any]], points: Iterable[Transition]) -> list[Score]:
-    """Scores each prediction (`analysis.law.predict.load_predictions`) that has a measured transition of its N and D.
+    """Scores each prediction (`law.prediction.load_predictions`) that has a measured transition of its N and D.
 
     Raises:
         InputError: no prediction has one.

@@ -12,7 +12,7 @@ from megatron_kis.analysis.criteria.dispersion import with_dispersion
 from megatron_kis.analysis.criteria.onset import onset_card
 from megatron_kis.analysis.criteria.retention import FEWEST_LEVELS, collapse_card, remembers
 from megatron_kis.analysis.law.candidates import ALL, SIZE, SIZE_AND_BUDGET, SIZE_AND_HELD, Candidate
-from megatron_kis.analysis.law.fit import Law
+from megatron_kis.analysis.law.law import Law
 from megatron_kis.analysis.law.surface import Surface, fit_surface, record_of, tells
 from megatron_kis.analysis.runs.curves import Curve
 from megatron_kis.config.analysis import AnalysisConfig

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from megatron_kis.analysis.findings.result import AnalysisResult
-from megatron_kis.analysis.law.fit import Law
+from megatron_kis.analysis.law.law import Law
 from megatron_kis.analysis.law.looks import percent
 from megatron_kis.analysis.law.validate import Score
 from megatron_kis.analysis.report import formatting as fmt

@@ -9,9 +9,10 @@ import numpy as np
 
 from megatron_kis.analysis.findings.analyse import law_keys
 from megatron_kis.analysis.findings.result import AnalysisResult
-from megatron_kis.analysis.law.fit import Law
+from megatron_kis.analysis.law.law import Law
 from megatron_kis.analysis.law.looks import percent
-from megatron_kis.analysis.law.predict import Prediction, centres, predict
+from megatron_kis.analysis.law.predict import centres, predict
+from megatron_kis.analysis.law.prediction import Prediction
 from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.report.axes import label_log_axis, label_sizes
 from megatron_kis.analysis.report.figures import Drawing

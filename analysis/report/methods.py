@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from megatron_kis.analysis.findings.result import AnalysisResult
-from megatron_kis.analysis.law.fit import Law
+from megatron_kis.analysis.law.law import Law
 from megatron_kis.analysis.law.looks import percent
 from megatron_kis.analysis.report import formatting as fmt
 

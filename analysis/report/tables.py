@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from megatron_kis.analysis.findings.result import AnalysisResult
-from megatron_kis.analysis.law.fit import Law
+from megatron_kis.analysis.law.law import Law
 from megatron_kis.analysis.law.looks import percent
-from megatron_kis.analysis.law.predict import Prediction
+from megatron_kis.analysis.law.prediction import Prediction
 from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.report.run_tables import foreign, ledger, problems, provenance
 from megatron_kis.analysis.report.table import Column, Table, numbers, table_of, words

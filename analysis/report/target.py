@@ -6,7 +6,7 @@ from megatron_kis.analysis.findings.result import AnalysisResult
 from megatron_kis.analysis.law.decision import Decision
 from megatron_kis.analysis.law.fit import VALIDATED_CELLS
 from megatron_kis.analysis.law.looks import percent
-from megatron_kis.analysis.law.predict import Prediction
+from megatron_kis.analysis.law.prediction import Prediction
 from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.runs.groups import base_group
 from megatron_kis.analysis.runs.slices import FACTS, FREQUENCY, RATIO, Slice

@@ -79,8 +79,7 @@ class CorpusJob:
         Raises:
             InputError: a setting is out of range; a file is missing, given twice, no text, or would be written over.
         """
-        if not 0 <= validation_share < 1:
-            raise InputError(f"is {validation_share}", where="validation_share", remedy="expected a share in [0, 1)")
+        check_validation_share(validation_share)
         self.inputs = inputs
         self.tokenizer = tokenizer
         self.text_key = text_key
@@ -122,6 +121,16 @@ class CorpusJob:
         if self.config.punkt is None and train_splitter(texts, path):
             self.progress.say(f"{path}: learned from the text")
         return load_splitter(path, keep_newlines=self.config.keep_newlines)
+
+
+def check_validation_share(share: float) -> None:
+    """Refuses what is no share of the documents.
+
+    Raises:
+        InputError: it is below 0, or 1 or more.
+    """
+    if not 0 <= share < 1:
+        raise InputError(f"is {share:g}", where="validation_share", remedy="use 0 or more, and less than 1")
 
 
 def part_bytes(paths: Sequence[Path]) -> int:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from megatron_kis.common.errors import InputError, nearest
 from megatron_kis.data_tools.facts.importers import IMPORTERS
+from megatron_kis.data_tools.preparation.inputs import training
 from megatron_kis.data_tools.preparation.settings import DataPrepConfig
-from megatron_kis.data_tools.preparation.steps import training
 from megatron_kis.data_tools.readers.files import check_text_files, expand
 from megatron_kis.data_tools.readers.open import FORMATS
 from megatron_kis.data_tools.rendering.templates import load_templates

@@ -16,6 +16,7 @@ from megatron_kis.common.errors import InputError, JobError, KisError
 from megatron_kis.common.files import atomic_path, locked, sha256_file
 from megatron_kis.common.known_files import Seen, Sources
 from megatron_kis.common.progress import Progress
+from megatron_kis.data_tools.preparation.inputs import StepInputs
 from megatron_kis.data_tools.preparation.publish import finish, is_interrupted, move_outputs, publish, unfinished
 from megatron_kis.data_tools.preparation.settings import DataPrepConfig
 from megatron_kis.data_tools.preparation.stamps import (
@@ -27,7 +28,7 @@ from megatron_kis.data_tools.preparation.stamps import (
     state_of,
     write_stamp,
 )
-from megatron_kis.data_tools.preparation.steps import StepInputs, steps_of
+from megatron_kis.data_tools.preparation.steps import steps_of
 from megatron_kis.data_tools.selection.imports import source_files
 from megatron_kis.data_tools.tokenizers.registry import model_file
 

@@ -19,11 +19,12 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.common.progress import Progress
 from megatron_kis.data_tools.corpus.part import VALIDATION_SUFFIX
 from megatron_kis.data_tools.preparation.checks import check_select, check_templates, checked
+from megatron_kis.data_tools.preparation.inputs import StepInputs, fact_names, tokenizer_name
 from megatron_kis.data_tools.preparation.making import QUESTIONS, Held, Preparation, rendering_step, seen_in
 from megatron_kis.data_tools.preparation.publish import is_interrupted
 from megatron_kis.data_tools.preparation.settings import DataPrepConfig
 from megatron_kis.data_tools.preparation.stamps import State, state_of
-from megatron_kis.data_tools.preparation.steps import StepInputs, fact_names, steps_of, tokenizer_name
+from megatron_kis.data_tools.preparation.steps import steps_of
 
 __all__ = [
     "DataPrepConfig",

@@ -1,7 +1,7 @@
 """The steps of a study's data in order: facts, tokenizer, corpus, rendering.
 
-For each step there is a function that describes it (everything that decides its bytes, see ``stamps.Step``) and one
-that makes its outputs. ``steps_of`` lists the descriptions::
+For each step there is a function that describes it (everything that decides its bytes, see ``stamps.Step``); ``work``
+has those that make the outputs. ``steps_of`` lists the descriptions::
 
     inputs = StepInputs(settings, seen, progress)
     for describe in steps_of(settings):
@@ -16,112 +16,45 @@ from __future__ import annotations
 
 import tempfile
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import fingerprint, read_json
-from megatron_kis.common.known_files import Seen
-from megatron_kis.common.progress import Progress
-from megatron_kis.common.units import plural
-from megatron_kis.data_tools.corpus.build import build_corpus, encoder_for
+from megatron_kis.data_tools.corpus.build import encoder_for
 from megatron_kis.data_tools.corpus.meta import read_corpus_meta
 from megatron_kis.data_tools.corpus.part import VALIDATION_SUFFIX
-from megatron_kis.data_tools.corpus.plan import CorpusBuildConfig
-from megatron_kis.data_tools.facts.fact import Fact, load_facts
+from megatron_kis.data_tools.preparation.inputs import StepInputs, fact_names, made_before, tokenizer_name
 from megatron_kis.data_tools.preparation.settings import DataPrepConfig
 from megatron_kis.data_tools.preparation.stamps import DISTRACTORS, OLD_VERSION, TEMPLATES, VERSIONS, Step
-from megatron_kis.data_tools.readers.documents import iter_documents
+from megatron_kis.data_tools.preparation.work import make_corpus, make_facts, make_rendering, make_tokenizer
 from megatron_kis.data_tools.readers.open import kind_of
 from megatron_kis.data_tools.rendering.render import SUFFIXES as RENDER_SUFFIXES
-from megatron_kis.data_tools.rendering.render import exposures_fingerprint, render
-from megatron_kis.data_tools.rendering.templates import RelationTemplates, load_templates
-from megatron_kis.data_tools.selection.imports import import_facts, source_files
+from megatron_kis.data_tools.rendering.render import exposures_fingerprint
+from megatron_kis.data_tools.selection.imports import source_files
 from megatron_kis.data_tools.storage.exposures import SCHEMA as EXPOSURES_SCHEMA
 from megatron_kis.data_tools.tokenizers.base import META_SCHEMA, Tokenizer, side_file
 from megatron_kis.data_tools.tokenizers.gigatoken import usable_gigatoken
 from megatron_kis.data_tools.tokenizers.reference_encoder import package_version
-from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
-from megatron_kis.data_tools.tokenizers.training import CHARACTER_COVERAGE, TokenizerConfig, train_tokenizer
+from megatron_kis.data_tools.tokenizers.training import CHARACTER_COVERAGE
 
 CODE = {"facts": "4", "tokenizer": "3", "corpus": "4", "render": "4"}
 """Versions of our own code. Raise one when its step writes other bytes for the same key: data are then made again, or
 kept with a message if runs use them."""
 
 _CORPUS_SUFFIXES = (".bin", ".idx", ".meta.json")
-_TOKENIZER_NAMES = ("tokenizer.model", "tokenizer.json")
 _NAMED_BY_FILE = ("bear", "lama")  # formats in which a file is named after its relation
 _SHOWN = "train_templates"
 """Label of the render step: the fingerprint of each relation's train templates, which alone are trained on."""
-_Value = TypeVar("_Value")
-
-
-@dataclass(slots=True)
-class StepInputs:
-    """Inputs of the steps: settings and sources, and what earlier steps have made."""
-
-    settings: DataPrepConfig
-    """Settings, whose text is expanded: each file by its name."""
-    seen: Seen
-    """Known hashes of the sources."""
-    progress: Progress
-    """Receiver of the steps' messages."""
-    facts: list[Fact] | None = None
-    """The study's facts; None before they are made."""
-    facts_sha256: str | None = None
-    """SHA-256 of ``facts.jsonl``; None before it is made."""
-    tokenizer: Tokenizer | None = None
-    """The tokenizer; None before it is trained."""
-    templates: Mapping[str, RelationTemplates] = field(default_factory=dict)
-    """Templates of the facts' relations; of all relations before the facts are made."""
-
-    def load(self, step: str, folder: Path | None) -> None:
-        """Loads what later steps take from one whose outputs are in ``folder``; None if they are not made.
-
-        Raises:
-            InputError: a damaged file, or no templates for a relation of the facts.
-        """
-        if step == "facts":
-            if folder is not None:
-                self.facts = load_facts(folder / "facts.jsonl")
-                self.facts_sha256 = self.seen.sha256(folder / "facts.jsonl")
-            relations = sorted({fact.relation for fact in self.facts or ()})
-            templates = load_templates(self.settings.templates, relations=relations)
-            self.templates = {name: templates[name] for name in relations} if relations else templates
-            if self.settings.tokenizer is not None:
-                self.tokenizer = load_tokenizer(self.settings.tokenizer)
-        elif step == "tokenizer" and folder is not None:
-            self.tokenizer = load_tokenizer(folder / tokenizer_name(self.settings))
 
 
 def steps_of(settings: DataPrepConfig) -> list[Callable[[StepInputs], Step]]:
     """Returns the descriptions of all steps in order; a given tokenizer needs no step."""
     return [_facts_step, *([] if settings.tokenizer else [_tokenizer_step]), _corpus_step, _render_step]
-
-
-def tokenizer_name(settings: DataPrepConfig) -> str:
-    """Returns the file name of a tokenizer that is trained here."""
-    return _TOKENIZER_NAMES[settings.tokenizer_model == "byte-bpe"]
-
-
-def training(settings: DataPrepConfig) -> TokenizerConfig:
-    """Returns the configuration with which a tokenizer is trained here."""
-    return TokenizerConfig(
-        vocab_size=settings.vocab_size,
-        kind=settings.tokenizer_model,
-        seed=settings.seed,
-        character_coverage=settings.character_coverage,
-        option=lambda name: "data.tokenizer_model" if name == "model" else f"data.{name}",
-    )
-
-
-def fact_names(facts: Iterable[Fact]) -> list[str]:
-    """Returns the sorted distinct names of facts of all groups, on which a tokenizer is trained next to text."""
-    return sorted({name for fact in facts for name in (fact.subject, fact.object)})
 
 
 def _facts_step(inputs: StepInputs) -> Step:
@@ -149,7 +82,7 @@ def _facts_step(inputs: StepInputs) -> Step:
             "versions": _versions("facts"),
         },
         outputs=("facts.jsonl", "facts.meta.json"),
-        make=partial(_make_facts, inputs),
+        make=partial(make_facts, inputs),
         labels={"data.facts": list(map(str, files))},
         old_fingerprint=_old_fingerprint("facts", old),
         asks_alone=lambda _stamp, changed, _folder: (
@@ -157,26 +90,6 @@ def _facts_step(inputs: StepInputs) -> Step:
             and all(one.startswith((DISTRACTORS, VERSIONS)) for one in changed)
         ),
     )
-
-
-def _make_facts(inputs: StepInputs, folder: Path) -> None:
-    """Writes ``facts.jsonl`` and its description."""
-    settings = inputs.settings
-    try:
-        selection = import_facts(
-            settings.facts,
-            settings.facts_format,
-            folder / "facts.jsonl",
-            settings.select,
-            columns=settings.facts_columns,
-            progress=inputs.progress,
-        )
-    except InputError as error:
-        if error.where not in type(settings.select).model_fields:
-            raise
-        raise InputError(error.problem, where=f"data.select.{error.where}", remedy=error.remedy) from None
-    for line in selection.summary():
-        inputs.progress.say(f"  {line}")
 
 
 def _tokenizer_step(inputs: StepInputs) -> Step:
@@ -209,25 +122,11 @@ def _tokenizer_step(inputs: StepInputs) -> Step:
             "versions": {**_versions("tokenizer"), library: package_version(library)},
         },
         outputs=(name, f"{name}.meta.json"),
-        make=partial(_make_tokenizer, inputs),
+        make=partial(make_tokenizer, inputs),
         labels={"data.text": list(map(str, settings.text))},
         known=facts is not None,
         old_fingerprint=_old_fingerprint("tokenizer", old) if facts else None,
         recorded=partial(_recorded_library, name, library),
-    )
-
-
-def _make_tokenizer(inputs: StepInputs, folder: Path) -> None:
-    """Trains the tokenizer on the text and the facts' names."""
-    settings = inputs.settings
-    documents = iter_documents(settings.text, text_key=settings.text_key, text_format=settings.text_format)
-    train_tokenizer(
-        (document.text for document in inputs.progress.track(documents, description="documents")),
-        folder / tokenizer_name(settings),
-        training(settings),
-        names=fact_names(_known(inputs.facts)),
-        say=inputs.progress.say,
-        source=", ".join(map(str, settings.text)),
     )
 
 
@@ -260,37 +159,13 @@ def _corpus_step(inputs: StepInputs) -> Step:
             "versions": {**_versions("corpus"), **_library(inputs.tokenizer)},
         },
         outputs=tuple(f"{prefix}{suffix}" for prefix in prefixes for suffix in _CORPUS_SUFFIXES),
-        make=partial(_make_corpus, inputs),
+        make=partial(make_corpus, inputs),
         labels={"data.text": list(map(str, settings.text)), "gigatoken": usable_gigatoken(), **labels},
         known=known,
         **_old_fingerprints("corpus", old, inputs.tokenizer, known),
         settle=partial(_encoder_version, inputs),
         recorded=_recorded_corpus_versions,
     )
-
-
-def _make_corpus(inputs: StepInputs, folder: Path) -> None:
-    """Encodes the text without the documents that state a fact."""
-    settings = inputs.settings
-    tokenizer = _known(inputs.tokenizer)
-    summary = build_corpus(
-        settings.text,
-        tokenizer,
-        folder / "corpus",
-        text_key=settings.text_key,
-        facts=_known(inputs.facts),
-        validation_share=settings.validation_share,
-        seed=settings.seed,
-        progress=inputs.progress,
-        config=CorpusBuildConfig(text_format=settings.text_format),
-    )
-    inputs.progress.say(
-        f"  {plural(summary.documents, 'document')}, {plural(summary.tokens, 'token')}; validation "
-        f"{plural(summary.validation_documents, 'document')}, {plural(summary.validation_tokens, 'token')}; left out "
-        f"{plural(summary.leaked_documents, 'document')} with leaks of {plural(summary.leaked_facts, 'fact')}"
-    )
-    for line in (tokenizer.frame_line(), *tokenizer.remarks):
-        inputs.progress.say(f"  {line}")
 
 
 def _encoder_version(inputs: StepInputs, stamp: Mapping[str, Any] | None) -> dict[str, str]:
@@ -333,7 +208,7 @@ def _render_step(inputs: StepInputs) -> Step:
             "versions": {**_versions("render"), **_library(inputs.tokenizer)},
         },
         outputs=tuple(f"exposures{suffix}" for suffix in RENDER_SUFFIXES),
-        make=partial(_make_rendering, inputs),
+        make=partial(make_rendering, inputs),
         labels={**labels, _SHOWN: shown},
         known=known,
         **_old_fingerprints("render", old, inputs.tokenizer, known),
@@ -352,29 +227,10 @@ def _asks_alone(
         return bool(stamp["labels"][_SHOWN] == shown)
     if all(one.startswith((DISTRACTORS, VERSIONS)) for one in changed):
         return True
-    facts, tokenizer = _known(inputs.facts), _known(inputs.tokenizer)
+    facts, tokenizer = made_before(inputs.facts), made_before(inputs.tokenizer)
     with tempfile.TemporaryDirectory() as place:  # a stamp of an older version does not say which templates were shown
         again = exposures_fingerprint(facts, inputs.templates, tokenizer, Path(place, "again"))
     return bool(_read(folder / "exposures.json", EXPOSURES_SCHEMA).get("content_fingerprint") == again)
-
-
-def _make_rendering(inputs: StepInputs, folder: Path) -> None:
-    """Writes the exposure store and the questions."""
-    settings = inputs.settings
-    summary = render(
-        _known(inputs.facts),
-        inputs.templates,
-        _known(inputs.tokenizer),
-        folder / "exposures",
-        distractors=settings.select.distractors,
-        seed=settings.seed,
-        progress=inputs.progress,
-    )
-    means = ", ".join(f"{group} {mean:.2f}" for group, mean in summary.mean_tokens.items())
-    inputs.progress.say(
-        f"  {plural(summary.exposures, 'exposure')}, mean tokens {means}, longest {summary.longest}; "
-        f"{plural(summary.questions, 'question')}"
-    )
 
 
 def _made(inputs: StepInputs) -> tuple[dict[str, str], dict[str, str], bool]:
@@ -435,9 +291,3 @@ def _read(path: Path, schema: str) -> dict[str, Any]:
         return read_json(path, schema)
     except InputError:
         return {}
-
-
-def _known(value: _Value | None) -> _Value:
-    """Returns what an earlier step has made: steps are made in order."""
-    assert value is not None
-    return value

@@ -25,7 +25,13 @@ from megatron_kis.data_tools.facts.importers import (
 from megatron_kis.data_tools.readers.files import refuse_own_outputs
 from megatron_kis.data_tools.rendering.templates import wording
 from megatron_kis.data_tools.selection.pool import Pool
-from megatron_kis.data_tools.selection.select import SelectConfig, Selection, check_relations, select_facts
+from megatron_kis.data_tools.selection.select import (
+    SelectConfig,
+    Selection,
+    check_relations,
+    check_settings,
+    select_facts,
+)
 
 
 def import_facts(
@@ -53,8 +59,8 @@ def import_facts(
         InputError: a damaged row or an id for the second time (``file:line``), or too few facts for the groups,
             with counts of and reasons for dropped triples.
     """
+    check_import(source, kind, settings, columns)
     refuse_own_outputs(source_files(source, kind), [output, output.with_suffix(".meta.json")])
-    check_relations(settings)
     triples = read_triples(source, kind, settings, columns=columns, skip_errors=skip_errors)
     triples = _without_repeated_ids(triples, settings, skip_errors=skip_errors)
     pools: list[Pool] = []
@@ -93,6 +99,17 @@ def import_facts(
     }
     write_json(output.with_suffix(".meta.json"), meta)
     return selection
+
+
+def check_import(source: Path, kind: str, settings: SelectConfig, columns: Sequence[str] = ()) -> None:
+    """Checks what can be checked without reading the triples, the numbers first; see ``import_facts``.
+
+    Raises:
+        InputError: names the setting, or the source.
+    """
+    check_settings(settings)
+    check_relations(settings)
+    check_source(source, kind, columns)
 
 
 def _noting_the_first(triples: Iterable[Imported], first: list[Candidate]) -> Iterator[Imported]:
@@ -186,14 +203,14 @@ def check_source(source: Path, kind: str, columns: Sequence[str] = ()) -> None:
     """
     if kind not in IMPORTERS:
         raise InputError(f"unknown format {kind!r}", where="facts_format", remedy=nearest(kind, IMPORTERS))
+    if columns and kind not in WITH_COLUMNS:
+        raise InputError(f"{kind} has no columns to name", where="columns", remedy=f"{', '.join(WITH_COLUMNS)} do")
+    parse_columns(columns)
     if not source.exists():
         raise InputError("no such file or folder", where=str(source))
     if kind in WITH_COLUMNS and source.is_dir():
         folders = ", ".join(name for name in IMPORTERS if name not in WITH_COLUMNS)
         raise InputError("is a folder", where=str(source), remedy=f"{kind} is one file; folders are {folders}")
-    if columns and kind not in WITH_COLUMNS:
-        raise InputError(f"{kind} has no columns to name", where="columns", remedy=f"{', '.join(WITH_COLUMNS)} do")
-    parse_columns(columns)
 
 
 def read_source_templates(source: Path, kind: str, *, skip_errors: bool = False) -> dict[str, list[str]]:

@@ -43,6 +43,7 @@ CORPUS_SCHEMA = "kis.corpus/1"
 """Schema of ``PREFIX.meta.json`` next to the files of a corpus."""
 
 _MAGIC = b"MMIDIDX\x00\x00"
+_WRITERS = "expected one that kis data corpus, kis data render or Megatron-LM's preprocess_data.py writes"
 _VERSION = 1
 _HEADER = struct.Struct("<9sQBQQ")
 _TOKEN_TYPES: dict[int, npt.DTypeLike] = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
@@ -278,16 +279,14 @@ class IndexedReader:
         index = np.memmap(index_path, dtype=np.uint8, mode="r")
         magic, version, code, sequences, boundaries = _HEADER.unpack(index[: _HEADER.size].tobytes())
         if magic != _MAGIC:
-            raise InputError(
-                f"not a Megatron index (starts with {magic!r})", where=where, remedy=f"expected {_MAGIC!r}"
-            )
+            raise InputError(f"not a Megatron index (starts with {magic!r})", where=where, remedy=_WRITERS)
         if version != _VERSION:
-            raise InputError(f"index version {version}", where=where, remedy=f"expected {_VERSION}")
+            raise InputError(f"index version {version}, not {_VERSION}", where=where, remedy=_WRITERS)
         if code not in _TOKEN_TYPES:
             raise InputError(
-                f"token type code {code}",
+                f"token type code {code}, which Megatron-LM does not have",
                 where=where,
-                remedy=f"expected one of {', '.join(map(str, sorted(_TOKEN_TYPES)))}",
+                remedy=_WRITERS,
             )
         expected = _HEADER.size + 12 * sequences + 8 * boundaries
         if index_size != expected:

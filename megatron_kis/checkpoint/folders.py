@@ -32,6 +32,7 @@ from megatron_kis.common.files import fingerprint, naming, sha256_file, steadily
 from megatron_kis.common.identity import CHECKPOINT_FILE, CHECKPOINT_SCHEMA
 from megatron_kis.common.jsonl_log import JsonLines
 from megatron_kis.common.parsing import parse_json
+from megatron_kis.common.schemas import mismatch
 from megatron_kis.distributed.collectives import from_first, gather, together
 
 logger = logging.getLogger(__name__)
@@ -362,8 +363,10 @@ def _parsed(folder: Path, text: str) -> Checkpoint | str:
         manifest = parse_json(text, where=CHECKPOINT_FILE)
     except InputError as error:
         return str(error)
-    if not isinstance(manifest, dict) or manifest.get("schema") != CHECKPOINT_SCHEMA:
-        return f"{CHECKPOINT_FILE} is not of the schema {CHECKPOINT_SCHEMA!r}"
+    if not isinstance(manifest, dict):
+        return f"{CHECKPOINT_FILE} is not a JSON object"
+    if (found := manifest.get("schema")) != CHECKPOINT_SCHEMA:
+        return f"{CHECKPOINT_FILE} {mismatch(found, CHECKPOINT_SCHEMA)}"
     lacking = next((key for key in _KEYS if key not in manifest), None)
     if lacking is not None:
         return f"{CHECKPOINT_FILE} has no {lacking!r}"

@@ -114,14 +114,15 @@ def add_settings(group: argparse._ActionsContainer, kind: type[Config], names: I
                 value = number
         extra = field.json_schema_extra
         choices = extra.get("enum") if isinstance(extra, dict) else None
+        several: dict[str, Any] = {"nargs": "+", "action": "extend"} if field.annotation == tuple[str, ...] else {}
         group.add_argument(
             flag,
             type=value,
-            nargs="+" if field.annotation == tuple[str, ...] else None,
             choices=choices if isinstance(choices, list) else None,
             metavar=None if choices else {int: "N", float: "X", str: "NAME"}[value],
             default=argparse.SUPPRESS,
             help=text,
+            **several,
         )
 
 

@@ -7,12 +7,12 @@ import json
 from pathlib import Path
 
 from megatron_kis.cli.outputs import new_file
-from megatron_kis.cli.parser import flag_of, refuse_options
+from megatron_kis.cli.parser import flag_of, naming_options, refuse_options
 from megatron_kis.cli.probe_model import add_model_options, ask_model, check_kind, print_answers
 from megatron_kis.common.errors import InputError, nearest
 from megatron_kis.common.units import plural
 
-_DEVICES = ("auto", "cpu", "cuda")
+_USUAL = {"device": "auto", "tensor": 1, "pipeline": 1}
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -59,10 +59,11 @@ def _probe(options: argparse.Namespace) -> int:
     for name in ("batch_size", "tensor", "pipeline"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise InputError(f"is {value}", where=flag_of(name), remedy="use 1 or more")
-    if options.device not in _DEVICES:
-        remedy = f"valid: {', '.join(_DEVICES)}"
-        raise InputError(f"unknown device {options.device!r}", where="--device", remedy=remedy)
+    from megatron_kis.distributed.device import check_device
     from megatron_kis.evaluate.checkpoint import evaluate_checkpoint
+
+    with naming_options(("device",)):
+        check_device(options.device)
 
     if options.keep:
         return _keep(options)
@@ -71,8 +72,8 @@ def _probe(options: argparse.Namespace) -> int:
     if options.histories is not None:
         from megatron_kis.evaluate.history import write_histories
 
-        asking = ("step", "exposures", "all_templates", "batch_size", "outcomes", "json")
-        refuse_options(options, asking, other="--histories, which asks nothing")
+        asking = ("step", "exposures", "all_templates", "batch_size", "outcomes", "json", *_USUAL)
+        refuse_options(options, asking, other="--histories, which asks nothing", usual=_USUAL)
         moments = write_histories(options.run, options.histories, rule=options.scoring)
         print(f"{options.histories}: {plural(moments, 'moment')}, rule {options.scoring}")
         return 0
@@ -109,9 +110,10 @@ def _keep(options: argparse.Namespace) -> int:
 
     of_others = ("step", "outcomes", "histories", "json")
     refuse_options(options, of_others, other="--keep, which keeps the answers of the last step")
-    probes = open_run(options.run).config.probes
+    given = None
     if options.probes is not None:
-        probes = parse_config(ProbeConfig, parse_json(options.probes, where="--probes"), source="--probes")
+        given = parse_config(ProbeConfig, parse_json(options.probes, where="--probes"), source="--probes")
+    probes = given or open_run(options.run).config.probes
     if options.all_templates:
         probes = probes.replace(templates=dict.fromkeys(SPLITS))
     place = ask_again(

@@ -93,7 +93,7 @@ def ask_model(options: argparse.Namespace) -> int:
 
     import_extra("transformers", PURPOSE, extra="export")
     from megatron_kis.huggingface.ask import BATCH_TOKENS, check_fits, count_parameters, probe_model
-    from megatron_kis.huggingface.load import check_choices, load_model, read_config
+    from megatron_kis.huggingface.load import check_choices, empty_model, load_model, read_config
     from megatron_kis.huggingface.tokens import tokenizer_of
     from megatron_kis.probes.texts import CUT_AGAIN, questions_for
 
@@ -105,9 +105,9 @@ def ask_model(options: argparse.Namespace) -> int:
     tokenizer, first = tokenizer_of(options.model)
     questions = questions_for(options.questions, tokenizer, first)
     check_fits(questions, config, where=str(options.questions))
-    model = load_model(options.model, **given)
     if options.curves is not None:
-        _add_to_curves(options, _unanswered(questions), count_parameters(model), write=False)
+        _add_to_curves(options, _unanswered(questions), count_parameters(empty_model(config)), write=False)
+    model = load_model(options.model, **given)
     answers = probe_model(
         model,
         None,

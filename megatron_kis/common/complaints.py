@@ -14,6 +14,7 @@ from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, InitErrorDetails
 
 from megatron_kis.common.errors import InputError, nearest
@@ -165,7 +166,7 @@ def _explained(complaints: Sequence[ErrorDetails], kind: type[BaseModel]) -> tup
         return ours.removeprefix("Value error, "), None
     value = complaints[0]["input"]
     if isinstance(value, float) and not math.isfinite(value):
-        return f"is {value}", "must be a finite number"
+        return f"is {value}", ", ".join(["must be a finite number", *filter(None, [_range(complaints[0], kind)])])
     wanted = dict.fromkeys(_wanted(one, kind) for one in complaints)
     remedy = f"must be {', or '.join(wanted)}"
     if {one["type"] for one in complaints} & {"string_type", "path_type"} and isinstance(value, _UNQUOTED):
@@ -192,7 +193,7 @@ def _wanted(complaint: ErrorDetails, kind: type[BaseModel]) -> str:
     what, value, context = complaint["type"], complaint["input"], complaint.get("ctx", {})
     if what in _BOUNDS:
         words, bound = _BOUNDS[what]
-        return f"{words} {context[bound]:g}"
+        return " and ".join(filter(None, [f"{words} {context[bound]:g}", _range(complaint, kind, but=bound)]))
     if what == "literal_error":
         return str(context["expected"])
     if what in ("model_type", "model_attributes_type", "dict_type", "mapping_type"):
@@ -209,6 +210,18 @@ def _wanted(complaint: ErrorDetails, kind: type[BaseModel]) -> str:
     return wanted
 
 
+def _range(complaint: ErrorDetails, kind: type[BaseModel], *, but: str = "") -> str:
+    """Returns the bounds of a value, except one of them: ``above 0 and below 1``; empty where it has none."""
+    said = [arm for arm in _kinds_at(kind, complaint["loc"]) if not isinstance(arm, type)]
+    said += [one for arm in said if isinstance(arm, FieldInfo) for one in arm.metadata]
+    found = []
+    for words, bound in _BOUNDS.values():
+        values = {value for one in said if (value := getattr(one, bound, None)) is not None}
+        if len(values) == 1 and bound != but:
+            found.append(f"{words} {values.pop():g}")
+    return " and ".join(found)
+
+
 def _choices(complaint: ErrorDetails) -> list[str]:
     """Returns the words that a literal may be."""
     return re.findall(r"'([^']*)'", str(complaint.get("ctx", {}).get("expected", "")))
@@ -216,17 +229,22 @@ def _choices(complaint: ErrorDetails) -> list[str]:
 
 def _keys_at(kind: type[BaseModel], loc: Sequence[Any]) -> list[str]:
     """Returns the keys of the section at a place of pydantic's; none where it is no section."""
+    return list(dict.fromkeys(key for arm in _kinds_at(kind, loc) for key in fields_of(arm)))
+
+
+def _kinds_at(kind: type[BaseModel], loc: Sequence[Any]) -> list[Any]:
+    """Returns the types that a value at a place of pydantic's may have, and what is said about them."""
     kinds: list[Any] = [kind]
     for part in loc:
         inner: list[Any] = []
         for arm in (arm for one in kinds for arm in (one, *arms_of(one))):
-            fields = fields_of(arm)
-            if part in fields:
-                inner.append(fields[part])
+            if part in fields_of(arm):
+                field = arm.model_fields[part]
+                inner += (field.annotation, *field.metadata)
             elif isinstance(part, int) and get_origin(arm) is tuple:
                 inner.append(get_args(arm)[0])
         kinds = inner or kinds  # of a type that pydantic tried there are no keys
-    return list(dict.fromkeys(key for one in kinds for arm in (one, *arms_of(one)) for key in fields_of(arm)))
+    return [arm for one in kinds for arm in (one, *arms_of(one))]
 
 
 def _shown(value: Any) -> str:

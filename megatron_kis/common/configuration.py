@@ -26,7 +26,7 @@ from megatron_kis.common.complaints import arms_of, fields_of, input_error, refu
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import read_text
 from megatron_kis.common.identifiers import ALLOWED, complaint, is_name
-from megatron_kis.common.identity import RUN_FILE
+from megatron_kis.common.identity import RUN_FILE, leaves, within
 from megatron_kis.common.parsing import parse_yaml
 from megatron_kis.common.paths import Moved, absolute, expanded, placed, seen_from, with_paths
 from megatron_kis.common.units import as_count
@@ -140,9 +140,15 @@ def parse_content(
         source: the file, for messages.
         base: folder at which relative paths begin.
         overrides: ``key.path=value``, the value in YAML.
+
+    Raises:
+        InputError: as ``load_config``.
     """
+    given: list[tuple[str, str, tuple[str, ...]]] = []
     for override in overrides:
-        _override(content, override, kind, base)
+        key, value = _override(content, override, kind, base)
+        _check_not_lost(override, key, given)
+        given.append((override, key, tuple(leaf for leaf, said in leaves({key: value}) if said not in (None, {}))))
     return parse_config(kind, content, source=source, base=base, overrides=overrides)
 
 
@@ -264,8 +270,21 @@ def _begun_there(value: Any, found: Any) -> Iterator[Path]:
             yield from _begun_there(item, placed_item)
 
 
-def _override(content: dict[str, Any], override: str, kind: type[BaseModel], base: Path | Moved) -> None:
-    """Puts the value of ``key.path=value`` into the content of a file."""
+def _check_not_lost(override: str, key: str, given: Sequence[tuple[str, str, tuple[str, ...]]]) -> None:
+    """Refuses an override that replaces a value of an earlier one.
+
+    Args:
+        override: the override.
+        key: the key that it sets.
+        given: earlier ones: the override, its key, and the keys of the values in it.
+    """
+    for earlier, section, values in given:
+        if within(section, (key,)) or within(key, values) or any(within(value, (key,)) for value in values):
+            raise InputError(f"replaces {earlier}, which comes before it", where=override, remedy="keep one of them")
+
+
+def _override(content: dict[str, Any], override: str, kind: type[BaseModel], base: Path | Moved) -> tuple[str, Any]:
+    """Puts the value of ``key.path=value`` into the content of a file; returns the key and the value."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise InputError("is not of the form key=value", where=override, remedy="for example training.seed=1")
@@ -289,6 +308,7 @@ def _override(content: dict[str, Any], override: str, kind: type[BaseModel], bas
         section[last] = _as_the_file_names(value, fields.get(last), base)
     except InputError as error:
         raise InputError(error.problem, where=override, remedy=error.remedy) from None
+    return key, value
 
 
 def _as_the_file_names(value: Any, kind: Any, base: Path | Moved) -> Any:

@@ -22,6 +22,7 @@ from typing import IO, Any, TypeVar, cast
 
 from megatron_kis.common.errors import FIRST_BYTES, InputError, JobError, KisError, not_utf8, wider_encoding
 from megatron_kis.common.parsing import parse_json
+from megatron_kis.common.schemas import described, mismatch, writer
 
 _BLOCK = 1 << 20
 _WAITS = (0.1, 0.5, 2.0)
@@ -231,19 +232,20 @@ def read_json(path: Path, schema: str, *, keys: Iterable[str] = ()) -> dict[str,
         InputError: the file is missing, not JSON, not an object, of another schema, or lacks a key.
     """
     text = read_text(path)
+    wanted = f"expected {described(schema)}"
     try:
         content = parse_json(text, where=str(path))
     except InputError as error:
-        raise InputError(error.problem, where=error.where, remedy=error.remedy or f"expected {schema!r}") from None
+        raise InputError(
+            error.problem, where=error.where, remedy=error.remedy or f"expected {described(schema)}"
+        ) from None
     if not isinstance(content, dict):
-        raise InputError("not a JSON object", where=str(path), remedy=f"expected {schema!r}")
-    found = content.get("schema")
-    if found != schema:
-        problem = "has no 'schema'" if found is None else f"schema is {found!r}"
-        raise InputError(problem, where=str(path), remedy=f"expected {schema!r}")
+        raise InputError("not a JSON object", where=str(path), remedy=wanted)
+    if (found := content.get("schema")) != schema:
+        raise InputError(mismatch(found, schema), where=str(path), remedy=wanted)
     for key in keys:
         if key not in content:
-            raise InputError(f"has no {key!r}", where=str(path), remedy="make the file again")
+            raise InputError(f"has no {key!r}", where=str(path), remedy=f"make the file again with {writer(schema)}")
     return content
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final, Literal
 
 Split = Literal["train", "held_out", "question"]
+DeviceName = Literal["auto", "cpu", "cuda"]
 
 INFUSED: Final = "infused"
 """Group of the domain knowledge under study."""

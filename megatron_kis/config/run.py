@@ -15,7 +15,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_
 from megatron_kis.common.configuration import Config, Count, OtherFile, SafeName, absolute_content
 from megatron_kis.common.extras import require_package
 from megatron_kis.common.files import fingerprint
-from megatron_kis.common.terms import Split
+from megatron_kis.common.terms import DeviceName, Split
 from megatron_kis.config.data import DataConfig, DocumentsConfig, InfusionConfig
 from megatron_kis.config.model import ModelConfig
 from megatron_kis.config.training import GuardConfig, OptimizerConfig, ParallelConfig, Precision, TrainingConfig
@@ -176,7 +176,7 @@ class RunConfig(Config):
     output: Path
     """The run's folder."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: DeviceName = "auto"
     """Device to train on; ``auto`` is CUDA if there is one."""
 
     data: DataConfig

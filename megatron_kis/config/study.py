@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_v
 
 from megatron_kis.common.configuration import Config, Count, OtherFile, Quantity, SafeName
 from megatron_kis.common.errors import nearest
-from megatron_kis.common.terms import SCORING_RULES
+from megatron_kis.common.terms import SCORING_RULES, DeviceName
 from megatron_kis.config.analysis import AnalysisConfig
 from megatron_kis.config.data import Background, BackgroundConfig, DocumentsConfig
 from megatron_kis.config.dose import Dose, dose_of
@@ -162,7 +162,7 @@ class StudyConfig(Config):
     output: Path
     """Folder for its data, runs and report."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: DeviceName = "auto"
     """Device to train on; ``auto`` is CUDA if there is one."""
 
     data: DataPrepConfig

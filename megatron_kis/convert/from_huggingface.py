@@ -7,6 +7,7 @@ It reads ``config.json``, ``*.safetensors`` (no pickle) and the tokenizer. A fea
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -47,13 +48,15 @@ def import_huggingface(source: Path, output: Path, *, eod: str | None = None) ->
     path = source / "config.json"
     config = parse_json(read_text(path), where=str(path))
     positions, shape = read_positions(config, path), read_shape(config, path)
-    tokenizer = _tokenizer(source)
-    stored = from_llama(_weights(source, shape, rows=int(config["vocab_size"])), shape)
-    record = {
-        "max_position_embeddings": positions,
-        "source": {path.name: sha256_file(path) for path in (path, *weight_files(source))},
-    }
-    return write_start_folder(output, stored, shape, tokenizer=tokenizer, eod=eod, record=record)
+    rows = int(config["vocab_size"])
+
+    def read() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        hashes = {path.name: sha256_file(path) for path in (path, *files)}
+        record = {"max_position_embeddings": positions, "source": hashes}
+        return from_llama(_weights(source, shape, rows=rows), shape), record
+
+    files = weight_files(source)
+    return write_start_folder(output, read, shape, rows=rows, tokenizer=_tokenizer(source), eod=eod)
 
 
 def _tokenizer(source: Path) -> Path:

@@ -83,13 +83,20 @@ def import_megatron(
     if given is None:
         remedy = "give the model section of a run with --model FILE"
         raise InputError("has no arguments that give the model's shape", where=where, remedy=remedy)
-    stored = _weights(checkpoint, given)
+    parts = _parts(checkpoint, given)
     positions = (arguments or {}).get("max_position_embeddings")
     record = {
         "max_position_embeddings": positions if isinstance(positions, int) else None,
         "source": {METADATA: sha256_file(checkpoint.folder / METADATA)},
     }
-    return write_start_folder(output, stored, given, tokenizer=tokenizer, eod=eod, record=record)
+    return write_start_folder(
+        output,
+        lambda: (_weights(checkpoint, parts), record),
+        given,
+        rows=checkpoint.shapes[EMBEDDING][0],
+        tokenizer=tokenizer,
+        eod=eod,
+    )
 
 
 def shape_of(arguments: Mapping[str, Any], where: str) -> ModelShape:
@@ -153,11 +160,11 @@ def _check_same(written: ModelShape, given: ModelShape, where: str, path: str) -
             raise InputError(problem, where=f"{path}: model.{name}", remedy=remedy)
 
 
-def _weights(checkpoint: ForeignCheckpoint, shape: ModelShape) -> dict[str, torch.Tensor]:
-    """Reads all weights, after their shapes were checked; layers that were saved one by one are stacked."""
+def _parts(checkpoint: ForeignCheckpoint, shape: ModelShape) -> dict[str, list[str]]:
+    """Returns the names of each weight's tensors, layer by layer, after their shapes were checked."""
     where = str(checkpoint.folder)
     found = {name: size for name, size in checkpoint.shapes.items() if not name.startswith(_TRAINING)}
-    parts: dict[str, list[str]] = {}  # names of each weight's tensors, layer by layer
+    parts: dict[str, list[str]] = {}
     for name in sorted(found, key=_by_layer):
         parts.setdefault(re.sub(rf"^{re.escape(LAYERS)}\d+\.", LAYERS, name), []).append(name)
     rows = found.get(EMBEDDING, (0,))[0]
@@ -172,10 +179,16 @@ def _weights(checkpoint: ForeignCheckpoint, shape: ModelShape) -> dict[str, torc
         size = (len(names), *found[names[0]]) if one_by_one else found[name]
         if size != wanted or len({found[part] for part in names}) > 1:
             raise InputError(f"{name} is {size}, the model's shape needs {wanted}", where=where)
+    return parts
+
+
+def _weights(checkpoint: ForeignCheckpoint, parts: dict[str, list[str]]) -> dict[str, torch.Tensor]:
+    """Reads all weights; layers that were saved one by one are stacked."""
     tensors = checkpoint.tensors([part for names in parts.values() for part in names])
     for name, tensor in tensors.items():
         if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            raise InputError(f"{name} is of type {tensor.dtype}", where=where, remedy="save it in bf16")
+            problem = f"{name} is of type {tensor.dtype}"
+            raise InputError(problem, where=str(checkpoint.folder), remedy="save it in bf16")
     return {
         name: tensors[name] if names == [name] else torch.stack([tensors[part] for part in names])
         for name, names in parts.items()

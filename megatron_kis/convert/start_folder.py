@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +22,25 @@ from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 
 def write_start_folder(
     output: Path,
-    stored: dict[str, torch.Tensor],
+    read: Callable[[], tuple[dict[str, torch.Tensor], dict[str, Any]]],
     shape: ModelShape,
     *,
+    rows: int,
     tokenizer: Path | None,
     eod: str | None,
-    record: dict[str, Any],
 ) -> Start:
     """Writes a start; nothing is left of one that fails.
 
+    The tokenizer is checked before the weights are read.
+
     Args:
         output: a folder that does not exist, or is empty.
-        stored: whole tensors under the names of a checkpoint (``stored_names``).
+        read: returns whole tensors under the names of a checkpoint (``stored_names``), and further content of
+            ``start.json``.
         shape: shape of the model.
+        rows: rows of its embedding.
         tokenizer: file of the tokenizer; None to write none, and to leave the tables as they are.
         eod: spelling of the token that ends documents; None for the tokenizer's own.
-        record: further content of ``start.json``.
 
     Returns:
         The start.
@@ -46,21 +50,21 @@ def write_start_folder(
             its tokens.
     """
     with atomic_folder(output) as partial:
-        given = stored[EMBEDDING].shape[0]
-        rows, entry = padded_vocabulary(given), None
+        wanted, entry = padded_vocabulary(rows), None
         if tokenizer is not None:
             taken = _take_tokenizer(tokenizer, partial, eod)
-            if given < taken.vocab_size:
-                problem = f"has {taken.vocab_size} pieces, the embedding only {given} rows"
+            if rows < taken.vocab_size:
+                problem = f"has {taken.vocab_size} pieces, the embedding only {rows} rows"
                 raise InputError(problem, where=str(tokenizer), remedy="give the model's own tokenizer")
-            rows = padded_vocabulary(taken.vocab_size)
+            wanted = padded_vocabulary(taken.vocab_size)
             entry = {"file": tokenizer.name, "fingerprint": taken.fingerprint, "eod_id": taken.eod_id}
+        stored, record = read()
         for table in (EMBEDDING, OUTPUT):
             if table in stored:
-                stored[table] = _resized(stored[table], rows)
-        counts = {"rows_added": max(0, rows - given), "rows_dropped": max(0, given - rows)}
-        write_start(partial, stored, shape, vocabulary=rows, record={**record, **counts, "tokenizer": entry})
-    return open_start(output, shape, vocabulary=rows)
+                stored[table] = _resized(stored[table], wanted)
+        counts = {"rows_added": max(0, wanted - rows), "rows_dropped": max(0, rows - wanted)}
+        write_start(partial, stored, shape, vocabulary=wanted, record={**record, **counts, "tokenizer": entry})
+    return open_start(output, shape, vocabulary=wanted)
 
 
 def _resized(table: torch.Tensor, rows: int) -> torch.Tensor:

@@ -86,12 +86,12 @@ def export_huggingface(source: Path, output: Path, *, step: int | None = None, t
         raise InputError("safetensors is needed to export", remedy=remedy) from None
     check_empty(output)
     found = _start(source, step) if (source / START_NAME).is_file() else _run(source, step)
-    stored = shards.read_tensors(found.folder, stored_names(found.shape))
-    embedding = stored[EMBEDDING]
     eod_id, bos_id = found.tokenizer.eod_id, found.first
     with atomic_folder(output) as partial:
         if tokenizer:
             write_tokenizer(found.tokenizer_path, partial, longest=found.length, samples=found.samples)
+        stored = shards.read_tensors(found.folder, stored_names(found.shape))  # after all that can be refused
+        embedding = stored[EMBEDDING]
         write_json(
             partial / "config.json",
             llama_config(

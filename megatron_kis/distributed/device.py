@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 
 from megatron_kis.common.errors import InputError
+from megatron_kis.common.terms import DeviceName
 from megatron_kis.distributed.cpu_backend import install_cpu_backend
 
 
@@ -33,6 +35,23 @@ class Device:
         return self.kind == "cpu"
 
 
+def check_device(preference: str) -> None:
+    """Refuses an unknown name, and ``cuda`` where there is none.
+
+    Args:
+        preference: as for ``open_device``.
+
+    Raises:
+        InputError: says which.
+    """
+    if preference not in get_args(DeviceName):
+        raise InputError(
+            f"unknown device {preference!r}", where="device", remedy=f"valid: {', '.join(get_args(DeviceName))}"
+        )
+    if preference == "cuda" and not torch.cuda.is_available():
+        raise InputError("no CUDA device is available", where="device", remedy="use cpu or auto")
+
+
 def open_device(preference: str = "auto", *, local_rank: int | None = None, in_order: bool = False) -> Device:
     """Chooses the device of this rank and, on a CPU, puts the CPU backend in place.
 
@@ -44,12 +63,8 @@ def open_device(preference: str = "auto", *, local_rank: int | None = None, in_o
     Raises:
         InputError: an unknown name, ``cuda`` where there is none, or more ranks than devices.
     """
-    if preference not in ("auto", "cpu", "cuda"):
-        raise InputError(f"unknown device {preference!r}", where="device", remedy="valid: auto, cpu, cuda")
-    available = torch.cuda.is_available()
-    if preference == "cuda" and not available:
-        raise InputError("no CUDA device is available", where="device", remedy="use device=cpu or device=auto")
-    if preference == "cpu" or not available:
+    check_device(preference)
+    if preference == "cpu" or not torch.cuda.is_available():
         install_cpu_backend()
         return Device(kind="cpu", torch_device=torch.device("cpu"), backend="gloo", name="cpu")
     rank = int(os.environ.get("LOCAL_RANK", "0")) if local_rank is None else local_rank

@@ -42,6 +42,21 @@ def read_config(folder: Path) -> Any:
         raise InputError(in_one_line(error), where=str(folder / "config.json")) from None
 
 
+def empty_model(config: Any) -> torch.nn.Module:
+    """Returns the model of a configuration without its weights (on the device ``meta``).
+
+    Raises:
+        InputError: transformers cannot build it.
+    """
+    transformers = import_extra("transformers", PURPOSE, extra="export")
+    try:
+        with torch.device("meta"):
+            model: torch.nn.Module = transformers.AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # transformers raises many kinds of errors
+        raise InputError(in_one_line(error), where="config.json") from None
+    return model
+
+
 def check_choices(dtype: str, device: str, device_map: str | None) -> None:
     """Refuses an unknown type, device or distribution over devices.
 

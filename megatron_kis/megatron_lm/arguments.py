@@ -167,6 +167,12 @@ def _refusals(args: argparse.Namespace) -> Iterator[_Refusal]:
     for name in ("mock_data", "sft", "fim_data", "perform_rl_step"):
         yield _flag(name), given(name), "replaces the training data, which are the plan's", out
     yield _flag("skip_train"), given("skip_train"), "trains on none of the plan's sequences", out
+    yield (
+        "--full-validation",
+        given("full_validation") and not given("multiple_validation_sets"),
+        "ends Megatron-LM with a TypeError at its first evaluation of a single validation set",
+        "give a number of --eval-iters, or add --multiple-validation-sets",
+    )
     for name in ("hybrid_context_parallel", "dataloader_inter_document_masking"):
         yield _flag(name), given(name), "needs packed sequences, and the plan's have a fixed length", out
     for name in ("use_torch_fsdp2", "use_megatron_fsdp"):

@@ -13,6 +13,7 @@ import numpy as np
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import read_json_lines
 from megatron_kis.common.parsing import damage
+from megatron_kis.common.schemas import mismatch
 from megatron_kis.common.terms import SPLITS
 from megatron_kis.probes.table import Option, Question, QuestionColumns, QuestionTable
 
@@ -119,7 +120,7 @@ def read_questions(path: Path, templates: Mapping[Any, int | None]) -> QuestionS
     _, header = next(rows, (0, {}))
     if header.get("schema") != QUESTIONS_SCHEMA:
         found = header.get("schema")
-        problem = "not a file of questions" if found is None else f"schema is {found!r}, not {QUESTIONS_SCHEMA!r}"
+        problem = "not a file of questions" if found is None else mismatch(found, QUESTIONS_SCHEMA)
         raise InputError(problem, where=f"{path}:1", remedy="make it with kis data render or kis data questions")
     if "first_tokens" in header:
         _first_tokens(header, f"{path}:1")

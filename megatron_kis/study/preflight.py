@@ -17,6 +17,7 @@ from megatron_kis.common.terms import BACKGROUND, CONTROL, INFUSED, TRAIN
 from megatron_kis.config.study import StudyConfig
 from megatron_kis.data_tools.facts.fact import load_facts
 from megatron_kis.data_tools.rendering.templates import Templates, load_templates
+from megatron_kis.data_tools.tokenizers.base import Tokenizer
 from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 from megatron_kis.study.specs import RunSpec, expand_grid
 from megatron_kis.study.written import naming_keys
@@ -61,6 +62,8 @@ def relations_of_facts(path: Path) -> Relations:
 def _check_starts(study: StudyConfig) -> None:
     """Refuses a size that is not its start's, or sequences that are longer than its positions, before data are made."""
     checked = set()
+    compared: set[Path] = set()  # starts that have the study's tokenizer
+    tokenizer: Tokenizer | None = None
     for spec in expand_grid(study):
         model = spec.entry
         if model.init_from is None or model.label in checked:
@@ -68,8 +71,10 @@ def _check_starts(study: StudyConfig) -> None:
         checked.add(model.label)
         with naming_keys(study, spec):
             start = open_start(model.init_from, model.shape(), longest=study.training.sequence_length)
-            if (path := study.data.tokenizer) is not None:
-                check_start_tokenizer(start, load_tokenizer(path), path)
+            if (path := study.data.tokenizer) is not None and model.init_from not in compared:
+                tokenizer = tokenizer or load_tokenizer(path)
+                check_start_tokenizer(start, tokenizer, path)
+                compared.add(model.init_from)
 
 
 def check_study(study: StudyConfig, relations: Relations | None = None) -> list[Remark]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,16 @@ from megatron_kis.checkpoint.folders import FOLDER, Checkpoint, required, write_
 from megatron_kis.checkpoint.log_repair import PROBES, content_at
 from megatron_kis.common.configuration import parse_config
 from megatron_kis.common.errors import InputError
-from megatron_kis.common.files import not_a_folder, write_bytes
-from megatron_kis.common.identity import CHECKPOINT_FILE, CHECKPOINT_SCHEMA, QUESTIONS, changed_data, short
+from megatron_kis.common.files import not_a_folder, read_json, write_bytes
+from megatron_kis.common.identity import (
+    CHECKPOINT_FILE,
+    CHECKPOINT_SCHEMA,
+    QUESTIONS,
+    RUN_FILE,
+    RUN_SCHEMA,
+    changed_data,
+    short,
+)
 from megatron_kis.common.paths import seen_from
 from megatron_kis.common.units import plural
 from megatron_kis.config.run import OptimizerConfig, RunConfig
@@ -61,6 +70,55 @@ def parse_source(text: str) -> tuple[Path, int | None]:
     if not Path(folder).is_dir():
         raise InputError(not_a_folder(Path(folder)), where=folder, remedy="give the folder of a run with checkpoints")
     return Path(folder), int(step) if step else None
+
+
+def check_origin(text: str | None, run: Path, origin: Mapping[str, Any] | None, *, remedy: str) -> None:
+    """Refuses ``--branch-from`` for a run that began elsewhere.
+
+    Args:
+        text: ``RUN_DIR[@STEP]``; the folder may be gone, or moved, since the run began. None if it is not given.
+        run: the run's folder.
+        origin: what the run or its checkpoint says in ``branched_from``; None if it began at step 0.
+        remedy: what to do besides leaving the option out.
+
+    Raises:
+        InputError: names the option.
+    """
+    if text is None:
+        return
+    began = "step 0"
+    if origin is not None:
+        trunk = run / origin["folder"]
+        began = f"{trunk}@{origin['step']}"
+        if text in (str(trunk), began):
+            return
+    folder, step = parse_source(text)
+    if origin is not None and step in (None, origin["step"]):
+        path = folder / RUN_FILE
+        same = folder.resolve() == trunk.resolve()
+        if same or (path.is_file() and read_json(path, RUN_SCHEMA).get("run") == origin["run"]):
+            return
+    problem = f"is {text!r}, but {run} began from {began}"
+    raise InputError(problem, where="--branch-from", remedy=f"leave it out, or {remedy}")
+
+
+def check_complete(run: Path, *, restart: bool, branch_from: str | None) -> None:
+    """Refuses options that ask a complete run to begin differently.
+
+    Args:
+        run: the run's folder.
+        restart: whether it is asked to begin again at step 0.
+        branch_from: as ``text`` of ``check_origin``.
+
+    Raises:
+        InputError: names the option.
+    """
+    remedy = "choose another output, or move that run away"
+    if restart:
+        problem = f"begins an unfinished run again, and {run} is complete"
+        raise InputError(problem, where="--restart", remedy=f"leave it out, {remedy}")
+    origin = read_json(run / RUN_FILE, RUN_SCHEMA).get("branched_from")
+    check_origin(branch_from, run, origin, remedy=remedy)
 
 
 def find_source(text: str) -> Checkpoint:

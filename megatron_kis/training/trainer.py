@@ -30,7 +30,7 @@ from megatron_kis.distributed.slurm_environment import environment_of_srun
 from megatron_kis.engine.engine import Engine
 from megatron_kis.engine.lr_schedule import learning_rate, peak_rate
 from megatron_kis.training.artifacts import as_begun, keep_inputs, kept_files
-from megatron_kis.training.branch import check_branch, find_source
+from megatron_kis.training.branch import check_branch, check_complete, check_origin, find_source
 from megatron_kis.training.callbacks.base import Callback, LoggingCallback, RunState, check_names
 from megatron_kis.training.callbacks.metrics import MetricsCallback, Throughput
 from megatron_kis.training.callbacks.probe import ProbeCallback
@@ -93,7 +93,8 @@ class Trainer:
             branch_from: ``RUN_DIR[@STEP]``, a checkpoint of another run to start from.
 
         Raises:
-            InputError: wrong settings or data, a checkpoint of other ones, or checkpoints of which none can be used.
+            InputError: wrong settings or data, a checkpoint of other ones, or checkpoints of which none can be used; or
+                a complete run is to be restarted, or a run that began elsewhere is to branch.
             JobError: the loss is no longer finite, the ledger differs from the plan, something cannot
                 be read or written, or another rank has ended.
             Stopped: a signal asked to stop; a checkpoint is written.
@@ -105,6 +106,7 @@ class Trainer:
         self._inputs = open_inputs(self.config, questions=own_questions)
         device = self._open_device()
         if self._is_done(device):
+            check_complete(self.config.output, restart=restart, branch_from=branch_from)
             return self.config.output
         with self._open_engine(device), ExitStack() as stack:
             # The folder is not read before it is locked.
@@ -271,6 +273,8 @@ class Trainer:
         checkpoint = None if restart else newest(self.config.output)
         if checkpoint is not None:
             check_same_run(checkpoint, self._identity, model_sha256=self._inputs.tokenizer.model_sha256)
+            origin = checkpoint.manifest.get("branched_from")
+            check_origin(branch_from, self.config.output, origin, remedy="begin again with --restart")
         elif source := self._trunk(branch_from):
             checkpoint = self._import_trunk(source, restart=restart)
             restart = False

@@ -19,7 +19,8 @@ from megatron_kis.analysis.findings.analyse import analyse_points, fit_laws
 from megatron_kis.analysis.law.decision import CONFIDENCE, decide, decision_record
 from megatron_kis.analysis.law.loss_rise import loss_rise
 from megatron_kis.analysis.law.new_model import NewModel
-from megatron_kis.analysis.law.predict import LARGEST, prediction_record
+from megatron_kis.analysis.law.predict import LARGEST
+from megatron_kis.analysis.law.prediction import prediction_record
 from megatron_kis.analysis.law.utility import STEP, Weights
 from megatron_kis.analysis.outputs import law_record
 from megatron_kis.analysis.report import render
@@ -341,7 +342,13 @@ def test_curves_are_read_along_the_axis_of_the_laws(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--confidence", "95"), "'95' is not a probability"),
+        *(
+            (
+                ("--confidence", value),
+                f"argument --confidence: is '{value}'; write a probability above 0 and below 1, su",
+            )
+            for value in ("95", "1", "0", "1.5", "nan", "-0.5")
+        ),
         (("--recall", "-1"), "'-1' is not a weight"),
         (("--retention", "nan"), "'nan' is not a weight"),
         (("--curves", "c.csv"), "--curves: is used only with --loss-price; add --loss-price"),

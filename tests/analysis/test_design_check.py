@@ -221,11 +221,12 @@ def test_the_check_is_quick_and_needs_no_torch() -> None:
     assert heavy == "False"
 
 
-def test_sentences_that_were_trained_on_are_not_judged_by_those_that_were_not():
+@pytest.mark.parametrize("split", ["train", "question"])
+def test_only_held_out_sentences_are_judged_by_the_studies_of_held_out_sentences(split: str) -> None:
     few = {"background": {"frequency": 30}}
     assert checked(**few).known and "likely not known" in str(checked(**few).remarks)
-    trained = checked(**few, analysis={"split": "train"})
-    assert trained.known == () and "likely not known" not in str(trained.remarks)
+    other = checked(**few, analysis={"split": split})
+    assert other.known == () and "likely not known" not in str(other.remarks)
 
 
 def test_what_to_change_for_trained_sentences_does_not_follow_from_held_out_ones() -> None:

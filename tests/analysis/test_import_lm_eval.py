@@ -121,55 +121,46 @@ def spoilt(folder: Path, how: str) -> None:
         samples.write_text(json.dumps(sample(1) | {"resps": 3}) + "\n")
 
 
+ROW = "out,1e6,1e6,0,0"
+Wrong = tuple[str, str, list[str], str]
+
+
+def wrong(said: str, *more: str, how: str = "", row: str = ROW, group: str = "infused t") -> Wrong:
+    """What is spoilt, the table's rows, the options, and what is said; ``group`` are the words of ``--group``."""
+    return how, row, [*(["--group", *group.split()] if group else []), *more], said
+
+
 @pytest.mark.parametrize(
     ("how", "row", "options", "said"),
     [
-        ("", "nowhere,1e6,1e6,0,0", [], r"runs.csv:2: column 'results': nowhere: no such file or folder"),
-        ("", "out,7,1e6,0,0", ["--group", "infused", "t"], r"runs.csv:2: column 'params': is 7; the number of param"),
-        (
-            "",
-            "out,1e6,1e6,0,0",
-            [],
-            r"runs.csv:2: column 'results': out has no task of kis export lm-eval; .* it has t$",
+        wrong("runs.csv:2: column 'results': nowhere: no such file or folder", row="nowhere,1e6,1e6,0,0", group=""),
+        wrong("runs.csv:2: column 'params': is 7; the number of param", row="out,7,1e6,0,0"),
+        wrong("runs.csv:2: column 'results': out has no task of kis export lm-eval; .* it has t$", group=""),
+        wrong("runs.csv:2: .* has no task 'tt'; did you mean 't'", group="infused tt"),
+        wrong("--group infussed: unknown group 'infussed'; did", group="infussed t"),
+        wrong("--group infused/held: unknown split 'held'", group="infused/held t"),
+        wrong("--group infused: names no task", group="infused"),
+        wrong("--group infused/held_out: counts task 't' twice", group="infused t t"),
+        wrong("has no metric em; --metric acc,none", "--metric", "em"),
+        wrong("jsonl:1: its 'doc' has no 'id'", "--fact", "id"),
+        wrong("runs.csv:3: .*out is also read in line 2", row=ROW + "\nout,1e6,1e6,0,0"),
+        wrong("csv:3: .*the same run as line 2", how="again", row=ROW + "\nx,1e6,1e6,0,0"),
+        wrong("csv:3: .* x is also read in line 2", how="link", row=ROW + "\nx,1e6,1e6,5,0"),
+        wrong("'t' has 2 questions, and 3 in ", how="limit", row=ROW + "\nx,1e6,1e6,5,0"),
+        wrong("csv:2: .*out has 't' in several folders; name one", how="steps"),
+        wrong("samples_t_.*jsonl:3: malformed JSON line", how="torn"),
+        wrong("jsonl: has 1 right answers to 2 questions; results_", how="short"),
+        wrong(r"jsonl:2: acc is 0\.5, neither right \(1\) nor wr", how="graded"),
+        wrong("runs.csv:2: .* evaluations of several models", how="models"),
+        wrong("runs.csv:2: .* has no results_<date>.json", how="no results"),
+        wrong("runs.csv:2: .*out has no task of kis export lm-eval", how="no rate", group=""),
+        wrong("has no metric acc or exact_match; name another", how="no rate"),
+        wrong("jsonl:1: has no list 'resps'", how="resps"),
+        wrong("jsonl:1: has no list 'resps'", how="metrics"),
+        wrong(
+            "runs.csv:2: column 'results': .*~nobody_of_that_name", row="~nobody_of_that_name/out,1e6,1e6,0,0", group=""
         ),
-        ("", "out,1e6,1e6,0,0", ["--group", "infused", "tt"], r"runs.csv:2: .* has no task 'tt'; did you mean 't'"),
-        ("", "out,1e6,1e6,0,0", ["--group", "infussed", "t"], r"--group infussed: unknown group 'infussed'; did"),
-        ("", "out,1e6,1e6,0,0", ["--group", "infused/held", "t"], r"--group infused/held: unknown split 'held'"),
-        ("", "out,1e6,1e6,0,0", ["--group", "infused"], r"--group infused: names no task"),
-        ("", "out,1e6,1e6,0,0", ["--group", "infused", "t", "t"], r"--group infused/held_out: counts task 't' twice"),
-        ("", "out,1e6,1e6,0,0", ["--group", "infused", "t", "--metric", "em"], r"has no metric em; --metric acc,none"),
-        ("", "out,1e6,1e6,0,0", ["--group", "infused", "t", "--fact", "id"], r"jsonl:1: its 'doc' has no 'id'"),
-        (
-            "",
-            "out,1e6,1e6,0,0\nout,1e6,1e6,0,0",
-            ["--group", "infused", "t"],
-            r"runs.csv:3: .*out is also read in line 2",
-        ),
-        ("again", "out,1e6,1e6,0,0\nx,1e6,1e6,0,0", ["--group", "infused", "t"], r"csv:3: .*the same run as line 2"),
-        ("link", "out,1e6,1e6,0,0\nx,1e6,1e6,5,0", ["--group", "infused", "t"], r"csv:3: .* x is also read in line 2"),
-        (
-            "limit",
-            "out,1e6,1e6,0,0\nx,1e6,1e6,5,0",
-            ["--group", "infused", "t"],
-            r"'t' has 2 questions, and 3 in ",
-        ),
-        ("steps", "out,1e6,1e6,0,0", ["--group", "infused", "t"], r"csv:2: .*out has 't' in several folders; name one"),
-        ("torn", "out,1e6,1e6,0,0", ["--group", "infused", "t"], r"samples_t_.*jsonl:3: malformed JSON line"),
-        (
-            "short",
-            "out,1e6,1e6,0,0",
-            ["--group", "infused", "t"],
-            r"jsonl: has 1 right answers to 2 questions; results_",
-        ),
-        ("graded", "out,1e6,1e6,0,0", ["--group", "infused", "t"], r"jsonl:2: acc is 0\.5, neither right \(1\) nor wr"),
-        ("models", "out,1e6,1e6,0,0", ["--group", "infused", "t"], r"runs.csv:2: .* evaluations of several models"),
-        ("no results", "out,1e6,1e6,0,0", ["--group", "infused", "t"], r"runs.csv:2: .* has no results_<date>.json"),
-        ("no rate", "out,1e6,1e6,0,0", [], r"runs.csv:2: .*out has no task of kis export lm-eval"),
-        ("no rate", "out,1e6,1e6,0,0", ["--group", "infused", "t"], r"has no metric acc or exact_match; name another"),
-        ("resps", "out,1e6,1e6,0,0", ["--group", "infused", "t"], r"jsonl:1: has no list 'resps'"),
-        ("metrics", "out,1e6,1e6,0,0", ["--group", "infused", "t"], r"jsonl:1: has no list 'resps'"),
-        ("", "~nobody_of_that_name/out,1e6,1e6,0,0", [], r"runs.csv:2: column 'results': .*~nobody_of_that_name"),
-        ("no JSON", "out,1e6,1e6,0,0", ["--group", "infused", "t"], r"results_.*json:1: not valid JSON"),
+        wrong("results_.*json:1: not valid JSON", how="no JSON"),
     ],
 )
 def test_what_is_wrong_is_named_and_nothing_is_written(

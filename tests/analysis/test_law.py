@@ -11,7 +11,8 @@ from statsmodels.regression.linear_model import OLS
 from megatron_kis.analysis.findings.analyse import fit_laws
 from megatron_kis.analysis.law.fit import LawRefused, fit_law
 from megatron_kis.analysis.law.law_file import load_law
-from megatron_kis.analysis.law.predict import load_predictions, predict
+from megatron_kis.analysis.law.predict import predict
+from megatron_kis.analysis.law.prediction import load_predictions
 from megatron_kis.analysis.outputs import law_record
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import write_json

@@ -13,7 +13,7 @@ from megatron_kis.analysis import AnalysisConfig, LawRefused, fit_law, predict
 from megatron_kis.analysis.findings.analyse import fit_laws
 from megatron_kis.analysis.law.bootstrap_points import bootstrap_points
 from megatron_kis.analysis.law.law_file import load_law
-from megatron_kis.analysis.law.predict import prediction_record
+from megatron_kis.analysis.law.prediction import prediction_record
 from megatron_kis.analysis.law.validate import validate
 from megatron_kis.analysis.outputs import law_record
 from megatron_kis.analysis.runs.slices import Slice

@@ -11,7 +11,8 @@ from scipy import stats
 
 from megatron_kis.analysis.findings.study_file import predicted_before
 from megatron_kis.analysis.law.fit import fit_law
-from megatron_kis.analysis.law.predict import load_predictions, predict, prediction_record
+from megatron_kis.analysis.law.predict import predict
+from megatron_kis.analysis.law.prediction import load_predictions, prediction_record
 from megatron_kis.analysis.law.validate import summary, validate
 from megatron_kis.analysis.outputs import write_predictions
 from megatron_kis.common.errors import InputError

@@ -16,7 +16,7 @@ from megatron_kis.analysis.design.new_sizes import new_sizes
 from megatron_kis.analysis.design.next_runs import bisect, propose
 from megatron_kis.analysis.findings.analyse import analyse, fit_laws
 from megatron_kis.analysis.law.law_file import load_law
-from megatron_kis.analysis.law.predict import load_predictions, prediction_record
+from megatron_kis.analysis.law.prediction import load_predictions, prediction_record
 from megatron_kis.analysis.law.validate import backtest, validate
 from megatron_kis.analysis.outputs import law_record
 from megatron_kis.analysis.report.summary import findings_by_slice, key_numbers, study_design

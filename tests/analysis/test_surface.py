@@ -17,7 +17,7 @@ from megatron_kis.analysis.criteria.decline import Card, card_of, retention, sha
 from megatron_kis.analysis.findings.analyse import fit_laws
 from megatron_kis.analysis.law.candidates import CANDIDATES, SIZE, SIZE_AND_BUDGET
 from megatron_kis.analysis.law.ensemble import sample
-from megatron_kis.analysis.law.fit import Law
+from megatron_kis.analysis.law.law import Law
 from megatron_kis.analysis.law.predict import predict
 from megatron_kis.analysis.law.surface import Surface, fit_surface, record_of, surface_of
 from megatron_kis.analysis.law.whole import with_surface

@@ -164,7 +164,7 @@ def test_a_bad_number_of_facts_is_named_by_its_option(tmp_path):
         (("questions", *RENDERED), "f: no such file"),
         (
             ("corpus", "--input", LEADS, "--tokenizer", "t.model", "--output", "d", "--validation-share", "1"),
-            "--validation-share: is 1.0; expected a share in [0, 1)",
+            "--validation-share: is 1; use 0 or more, and less than 1",
         ),
     ],
 )

@@ -14,7 +14,7 @@ from megatron_kis.common.files import fingerprint, sha256_file
 from megatron_kis.common.known_files import Seen, Sources
 from megatron_kis.common.progress import LineProgress
 from megatron_kis.data_tools.facts.fact import load_facts
-from megatron_kis.data_tools.preparation import prepare, publish, stamps
+from megatron_kis.data_tools.preparation import prepare, publish, stamps, work
 from megatron_kis.data_tools.preparation import steps as prepare_steps
 from megatron_kis.data_tools.preparation.prepare import (
     DataPrepConfig,
@@ -571,7 +571,7 @@ def test_a_mistake_in_a_later_step_leaves_the_data_as_they_were(settings, data, 
         raise InputError("too few objects")
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_steps, "render", failing)
+        patch.setattr(work, "render", failing)
         with pytest.raises(InputError, match="too few objects"):
             run(settings.replace(seed=1), data)
     assert contents(data) == before
@@ -609,13 +609,13 @@ def test_killed_while_files_are_put_in_place_the_next_command_ends_it(settings, 
 
 
 def test_a_source_that_changes_meanwhile_is_refused(settings, data, monkeypatch):
-    make = prepare_steps.render
+    make = work.render
 
     def changing(*arguments, **options):
         settings.text[0].write_bytes(settings.text[0].read_bytes() + b"\n")
         return make(*arguments, **options)
 
-    monkeypatch.setattr(prepare_steps, "render", changing)
+    monkeypatch.setattr(work, "render", changing)
     before = contents(data)
     with pytest.raises(InputError, match="changed while it was read"):
         run(settings.replace(seed=1), data)

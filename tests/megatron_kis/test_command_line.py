@@ -44,6 +44,24 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return lines[0]
 
 
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("data corpus --tokenizer t --output o", "--input"),
+        ("data facts --from tsv --input i --output o", "--columns"),
+        ("data facts --from tsv --input i --output o", "--relations"),
+        ("data export --facts f --templates t --output o", "--groups"),
+        ("law import lm-eval runs.csv --output o", "--metric"),
+        ("study run study.yaml", "--only"),
+    ],
+    ids=lambda words: words,
+)
+def test_a_list_that_is_given_in_two_parts_is_whole(command: str, option: str) -> None:
+    words = ["infused", "background"]
+    given = build_parser().parse_args([*command.split(), option, words[0], option, words[1]])
+    assert [str(word) for word in getattr(given, option.removeprefix("--"))] == words
+
+
 def test_unknown_keys_name_the_nearest_valid_one(
     tmp_path: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,6 +179,14 @@ def test_a_run_is_configured_by_file_and_overrides(
     assert main(["train", str(path), "training.seed=3", f"output={tmp_path / 'third'}"]) == 0
     assert capsys.readouterr().out.strip().endswith("third")
     assert (tmp_path / "third" / "DONE").exists()
+    again = ["train", str(path), "training.seed=3", f"output={tmp_path / 'third'}"]
+    assert "nope: no such folder" in refused([*again, "--branch-from", "nope"], capsys)
+    line = refused([*again, "--branch-from", str(tmp_path)], capsys)
+    assert (
+        f"--branch-from: is '{tmp_path}', but {tmp_path / 'third'} began from step 0; leave it out, or choose" in line
+    )
+    assert "--restart: begins an unfinished run again, and" in refused([*again, "--restart"], capsys)
+    assert main(again) == 0
     assert "parallel.tensro" in refused(["train", str(path), "parallel.tensro=2"], capsys)
     path.write_text("name: [unclosed\n")
     assert f"{path}:" in refused(["train", str(path)], capsys)

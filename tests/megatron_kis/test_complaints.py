@@ -85,13 +85,15 @@ TABLE: list[tuple[str, Any, str]] = [
     ("training.deterministic", "maybe", "training.deterministic: is 'maybe'; must be true or false"),
     ("training.deterministic", [], "training.deterministic: is an empty list; must be true or false"),
     # bounds
-    ("trunk.share", 0, "trunk.share: is 0; must be above 0"),
-    ("trunk.share", 1, "trunk.share: is 1; must be below 1"),
+    ("trunk.share", 0, "trunk.share: is 0; must be above 0 and below 1"),
+    ("trunk.share", 1, "trunk.share: is 1; must be below 1 and above 0"),
+    ("trunk.share", math.nan, "trunk.share: is nan; must be a finite number, above 0 and below 1"),
+    ("analysis.confidence", 1, "analysis.confidence: is 1; must be below 1 and above 0"),
     ("executor.retries", -1, "executor.retries: is -1; must be at least 0"),
     ("analysis.bend", -1, "analysis.bend: is -1; must be at least 0"),
     ("analysis.looks", -1, "analysis.looks: is -1; must be at least 0"),
     ("analysis.tolerance", 0, "analysis.tolerance: is 0; must be above 0"),
-    ("probes.moments.shares", [1, 150], "probes.moments.shares.1: is 150; must be at most 1"),
+    ("probes.moments.shares", [1, 150], "probes.moments.shares.1: is 150; must be at most 1 and at least 0"),
     ("training.optimizer.decay_share", 1.5, "training.optimizer.decay_share: is 1.5; must be at most 1"),
     # neither nan nor infinity is a setting
     ("training.optimizer.learning_rate", math.inf, "training.optimizer.learning_rate: is inf; must be a finite number"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,28 @@ def test_an_override_replaces_and_adds(tmp_path: Path) -> None:
 def test_a_wrong_override_is_refused(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(InputError, match=message.replace("?", r"\?")):
         load_config(RunConfig, written(tmp_path, RUN), [override])
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("training.seed=1", "training.seed=2"),
+        ("training.seed=1", "training.seed=1"),
+        ("training.seed=1", "training={token_budget: 4096}"),
+        ("infusion={ratio: 0.25}", "infusion.ratio=0.5"),
+        ("probes={moments: {shares: [0.5]}}", "probes.moments={count: 4}"),
+    ],
+)
+def test_an_override_that_replaces_another_is_refused(tmp_path: Path, first: str, second: str) -> None:
+    message = re.escape(f"{second}: replaces {first}, which comes before it; keep one of them")
+    with pytest.raises(InputError, match=f"^{message}$"):
+        load_config(RunConfig, written(tmp_path, RUN), [first, "training.micro_batch_size=1", second])
+
+
+def test_overrides_of_one_section_add_up(tmp_path: Path) -> None:
+    overrides = ["infusion=null", "infusion.ratio=0.25", "infusion.zipf_exponent=0.5"]
+    infusion = load_config(RunConfig, written(tmp_path, RUN), overrides).infusion
+    assert (infusion.frequency, infusion.ratio, infusion.zipf_exponent) == (None, 0.25, 0.5)
 
 
 def test_invalid_yaml_is_refused_with_its_line(tmp_path: Path) -> None:

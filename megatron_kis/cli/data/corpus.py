@@ -78,7 +78,7 @@ def _corpus(options: argparse.Namespace) -> int:
     from megatron_kis.common.errors import InputError
     from megatron_kis.common.progress import console_progress
     from megatron_kis.data_tools.corpus.build import build_corpus
-    from megatron_kis.data_tools.corpus.plan import CorpusBuildConfig
+    from megatron_kis.data_tools.corpus.plan import CorpusBuildConfig, check_validation_share
     from megatron_kis.data_tools.facts.fact import load_facts
     from megatron_kis.data_tools.tokenizers.base import side_file
     from megatron_kis.data_tools.tokenizers.registry import load_tokenizer, model_file
@@ -87,6 +87,8 @@ def _corpus(options: argparse.Namespace) -> int:
         raise InputError(f"is {options.workers}", where="--workers", remedy="at least 1")
     if (options.punkt or options.keep_newlines) and not options.split_sentences:
         raise InputError("needs --split-sentences", where="--punkt" if options.punkt else "--keep-newlines")
+    with naming_options(("validation_share",)):
+        check_validation_share(options.validation_share)
     start = time.monotonic()
     tokenizer, model = load_tokenizer(options.tokenizer), model_file(options.tokenizer)
     with naming_options(("validation_share", "shard")):

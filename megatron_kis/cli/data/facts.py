@@ -21,7 +21,7 @@ def add_facts(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument("--input", type=Path, required=True, metavar="PATH", help=kinds)
     parser.add_argument("--output", type=new_file, required=True, metavar="FILE", help="facts.jsonl to write")
     columns = "the column or JSON key of each field, such as subject=city relation=prop object=obj"
-    parser.add_argument("--columns", nargs="+", default=[], metavar="FIELD=COLUMN", help=columns)
+    parser.add_argument("--columns", nargs="+", action="extend", default=[], metavar="FIELD=COLUMN", help=columns)
     errors = "a malformed row ends the import, or is dropped and counted"
     parser.add_argument("--on-error", choices=("stop", "skip"), default="stop", help=errors)
     templates = "write the templates of BEAR or LAMA; an existing file is not replaced"
@@ -40,10 +40,17 @@ def add_facts(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 def _facts(options: argparse.Namespace) -> int:
     from megatron_kis.common.progress import console_progress
-    from megatron_kis.data_tools.selection.imports import import_facts, read_source_templates, write_source_templates
+    from megatron_kis.data_tools.selection.imports import (
+        check_import,
+        import_facts,
+        read_source_templates,
+        write_source_templates,
+    )
     from megatron_kis.data_tools.selection.select import SelectConfig
 
     settings = SelectConfig(**given_settings(options, SelectConfig.model_fields))
+    with naming_options([*SelectConfig.model_fields, "columns"]):
+        check_import(options.input, options.format, settings, options.columns)
     templates = None
     if options.templates_output:
         from megatron_kis.data_tools.readers.files import file_identities, refuse_own_outputs
@@ -117,7 +124,7 @@ def add_export(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--output", type=new_folder, required=True, metavar="DIR", help="folder to write into")
     parser.add_argument("--split", choices=SPLITS, default=HELD_OUT, help="templates to ask with")
     groups = "groups to write, each of which must have facts; all that have some by default"
-    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=argparse.SUPPRESS, help=groups)
+    parser.add_argument("--groups", nargs="+", action="extend", choices=GROUPS, default=argparse.SUPPRESS, help=groups)
     parser.set_defaults(handler=_export)
 
 

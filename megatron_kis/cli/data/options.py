@@ -33,7 +33,7 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
         "text files or patterns: .jsonl (.json, .ndjson), .txt (blank line between documents), .tsv, each also .gz,"
         " .zst, .bz2 or .xz; .parquet"
     )
-    parser.add_argument("--input", type=Path, nargs="+", required=True, metavar="FILE", help=kinds)
+    parser.add_argument("--input", type=Path, nargs="+", action="extend", required=True, metavar="FILE", help=kinds)
     parser.add_argument("--text-key", default="text", metavar="KEY", help="JSON key or column of the text")
     named = "format of all files, whatever their names"
     parser.add_argument("--format", choices=("jsonl", "txt", "tsv", "parquet"), help=named)

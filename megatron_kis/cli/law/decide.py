@@ -14,7 +14,7 @@ from megatron_kis.common.errors import InputError, printable
 
 if TYPE_CHECKING:
     from megatron_kis.analysis.law.decision import Decision
-    from megatron_kis.analysis.law.fit import Law
+    from megatron_kis.analysis.law.law import Law
     from megatron_kis.analysis.law.utility import Best
     from megatron_kis.analysis.runs.curves import Curve
 
@@ -172,7 +172,7 @@ def _of_utility(decision: Decision, best: Best, level: str) -> list[list[str]]:
 def _share(text: str) -> float:
     value = _number(text)
     if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a probability; write a number between 0 and 1, such as 0.95")
+        raise argparse.ArgumentTypeError(f"is {text!r}; write a probability above 0 and below 1, such as 0.95")
     return value
 
 

@@ -24,7 +24,7 @@ from megatron_kis.common.units import plural
 
 if TYPE_CHECKING:
     from megatron_kis.analysis.criteria import Transition
-    from megatron_kis.analysis.law.fit import Law
+    from megatron_kis.analysis.law.law import Law
 
 _POINTS_ALONE = (
     "points contain no curves: each point counts by its interval, and inconclusive points are left out; "

@@ -37,9 +37,9 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
     metrics = (
         "metrics of these tasks, of which the first that a task has is read: acc, or with a filter "
-        "exact_match,strict-match"
+        "exact_match,strict-match (default: acc exact_match)"
     )
-    harness.add_argument("--metric", nargs="+", default=["acc", "exact_match"], metavar="NAME", help=metrics)
+    harness.add_argument("--metric", nargs="+", action="extend", metavar="NAME", help=metrics)
     fact = "key of a task's documents that names their fact (default: fact, if they have it)"
     harness.add_argument("--fact", metavar="KEY", help=fact)
     harness.add_argument("--chance", type=float, metavar="X", help="rate of guessing, if there are no samples")
@@ -75,7 +75,9 @@ def _lm_eval(options: argparse.Namespace) -> int:
     if options.chance is not None and not 0 <= options.chance < 1:
         raise InputError(f"is {options.chance:g}", where="--chance", remedy="the rate of guessing, from 0 to below 1")
     groups = tuple(read_groups(options.group, what="task"))
-    found = import_lm_eval(options.source, Choices(groups, tuple(options.metric), options.fact, options.chance))
+    found = import_lm_eval(
+        options.source, Choices(groups, tuple(options.metric or Choices.metrics), options.fact, options.chance)
+    )
     if found.left_out:
         logger.warning(printable(f"tasks without a group: {first_of(sorted(found.left_out), _SHOWN)}"))
     _write(found.table, options.output)

@@ -13,8 +13,8 @@ from megatron_kis.common.errors import InputError, first_of, nearest, printable
 from megatron_kis.common.units import quantity
 
 if TYPE_CHECKING:
-    from megatron_kis.analysis.law.fit import Law
-    from megatron_kis.analysis.law.predict import Prediction
+    from megatron_kis.analysis.law.law import Law
+    from megatron_kis.analysis.law.prediction import Prediction
 
 _SHOWN = 6
 """Most other laws that are named."""
@@ -59,7 +59,8 @@ def _predict(options: argparse.Namespace) -> int:
     spare_inputs(options, ("output", "curve"), ("law",))
     from megatron_kis.analysis.law.choice import Choice, words
     from megatron_kis.analysis.law.law_file import load_laws
-    from megatron_kis.analysis.law.predict import predict, prediction_record
+    from megatron_kis.analysis.law.predict import predict
+    from megatron_kis.analysis.law.prediction import prediction_record
     from megatron_kis.analysis.runs.groups import CURVE_GROUPS, is_group
     from megatron_kis.common.files import write_json
 

@@ -22,7 +22,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def _validate(options: argparse.Namespace) -> int:
-    from megatron_kis.analysis.law.predict import load_predictions
+    from megatron_kis.analysis.law.prediction import load_predictions
     from megatron_kis.analysis.law.validate import summary, validate
     from megatron_kis.analysis.report import formatting as w
     from megatron_kis.analysis.runs.load_csv import load_points_csv

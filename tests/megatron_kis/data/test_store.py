@@ -150,6 +150,13 @@ def test_ids_are_read_when_they_are_asked_for_and_must_be_all(copied: Path) -> N
 
 
 def test_another_schema_is_refused(copied: Path) -> None:
-    change_index(copied, schema="kis.exposures/9")
-    with pytest.raises(InputError, match=r"schema is 'kis\.exposures/9'; expected 'kis\.exposures/2'"):
-        ExposureStore(copied)
+    writer = "expected the index of an exposure store, which kis data render writes"
+    for schema, problem in (
+        ("kis.exposures/9", r"schema is 'kis\.exposures/9', of another version of kis, not 'kis\.exposures/2'"),
+        ("kis.law/1", r"is a law \(kis\.law\), not the index of an exposure store"),
+        ("mine", "schema is 'mine'"),
+        (None, "has no 'schema'"),
+    ):
+        change_index(copied, schema=schema)
+        with pytest.raises(InputError, match=rf"exposures\.json: {problem}; {writer}$"):
+            ExposureStore(copied)

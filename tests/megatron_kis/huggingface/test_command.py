@@ -131,7 +131,9 @@ def test_the_token_before_each_statement_is_that_of_the_tokenizer(
     assert (header["first_tokens"], header["bos"]) == ([int(token == "<s>")], rule)
 
 
-def test_answers_of_several_models_become_curves(asked: Asked, tmp_path: Path, capsys: Printed) -> None:
+def test_answers_of_several_models_become_curves(
+    asked: Asked, tmp_path: Path, capsys: Printed, monkeypatch: pytest.MonkeyPatch
+) -> None:
     curves = tmp_path / "curves.csv"
     words = ["probe", "--model", asked.model, "--questions", asked.questions, "--curves", curves, "--tokens", "1M"]
     for frequency in (0, 20):
@@ -141,6 +143,7 @@ def test_answers_of_several_models_become_curves(asked: Asked, tmp_path: Path, c
     assert set(table["frequency"]) == {0, 20}
     assert set(table["params"]) == {sum(p.numel() for p in load_model(asked.model).parameters())}
     before = curves.read_bytes()
+    monkeypatch.setattr("megatron_kis.huggingface.load.load_model", _not_loaded)
     assert "the same run as line" in refused(capsys, *words, "--frequency", 20)
     assert "do not hold" in refused(capsys, *words[:-1], 1000, "--frequency", 500, "--seed", 1)
     curves.write_bytes(before.replace(b"params", b"parameters", 1))

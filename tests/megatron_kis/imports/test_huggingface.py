@@ -241,6 +241,7 @@ def test_an_end_of_documents_that_is_no_token_is_refused_by_its_option(
     tiny_data: Path, tmp_path: Path, eod: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = make_model(tmp_path / "hf", tiny_data, **TIED)
+    (folder / "model.safetensors").write_bytes(b"")  # refused before the weights are read
     assert main(["import", "hf", str(folder), "--output", str(tmp_path / "start"), "--eod", eod]) == 2
     line = capsys.readouterr().err
     assert f"--eod: {said}" in line

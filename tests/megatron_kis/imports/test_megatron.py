@@ -146,8 +146,13 @@ def test_layers_that_were_saved_one_by_one_are_stacked(saved: tuple[Path, torch.
 
 
 def test_a_tokenizer_that_is_not_the_models_is_refused(
-    saved: tuple[Path, torch.Tensor], tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    saved: tuple[Path, torch.Tensor],
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(ForeignCheckpoint, "tensors", None)  # refused before the weights are read
     words = ["import", "megatron", str(saved[0]), "--output", str(tmp_path / "start")]
     assert main([*words, "--tokenizer", str(tmp_path / "absent.json")]) == 2
     assert "absent.json" in capsys.readouterr().err
@@ -156,6 +161,19 @@ def test_a_tokenizer_that_is_not_the_models_is_refused(
     assert main([*words, "--eod", "x"]) == 2
     assert "--eod: names a token, and there is no tokenizer" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tokenizer_that_cannot_be_exported_is_refused_before_the_weights_are_read(
+    saved: tuple[Path, torch.Tensor], tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise InputError("no counterpart")
+
+    start = import_megatron(saved[0], tmp_path / "start", tokenizer=tiny_data / "tokenizer.model")
+    monkeypatch.setattr("megatron_kis.convert.to_huggingface.write_tokenizer", refuse)
+    monkeypatch.setattr("megatron_kis.checkpoint.shards.read_tensors", None)
+    with pytest.raises(InputError, match="no counterpart"):
+        export_huggingface(start.folder, tmp_path / "hf")
 
 
 def changed(saved: tuple[Path, torch.Tensor], folder: Path) -> Path:

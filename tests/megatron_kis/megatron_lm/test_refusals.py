@@ -122,6 +122,10 @@ def test_texts_and_their_weights(words: list[str], corpora: list[object]) -> Non
         ("--kv-channels 64", "--kv-channels: is 64, and model.head_width of the run asks for"),
         ("--optimizer sgd", "--optimizer: is sgd, and training.optimizer of the run asks for adam"),
         ("--lr-decay-iters 5", "--lr-decay-iters: is 5, and training.optimizer.schedule of the run asks for 20"),
+        (
+            "--full-validation",
+            "--full-validation: ends Megatron-LM with a TypeError at its first evaluation of a single validation set",
+        ),
         ("--skip-train", "--skip-train: trains on none of the plan's sequences"),
         ("--fp16", "--fp16: skips steps while it looks for a loss scale"),
         ("--rampup-batch-size 4 4 80", "--rampup-batch-size: changes the steps"),

@@ -213,6 +213,9 @@ UNUSABLE: list[tuple[list[str], str]] = [
     (["probe", "nowhere", "--batch-size", "0"], "--batch-size: is 0; use 1 or more"),
     (["probe", "nowhere", "--tensor", "0"], "--tensor: is 0; use 1 or more"),
     (["probe", "nowhere", "--device", "gpu"], "--device: unknown device 'gpu'; valid: auto, cpu, cuda"),
+    (["probe", "nowhere", "--keep", "--probes", "{"], "--probes:1: not valid JSON"),
+    (["probe", "nowhere", "--histories", "h.csv", "--tensor", "2"], "--tensor: cannot be combined with --histories"),
+    (["probe", "nowhere", "--histories", "h.csv", "--device", "cpu"], "--device: cannot be combined with --histories"),
     (["probe", "nowhere", "--histories", "h.csv", "--step", "5"], "--step: cannot be combined with --histories"),
     (["probe", "nowhere", "--histories", "h.csv", "--all-templates"], "--all-templates: cannot be combined with --hi"),
     (["probe", "nowhere", "--questions", "q"], "--questions: cannot be combined with a run; use it with --model DIR"),
@@ -230,12 +233,32 @@ UNUSABLE: list[tuple[list[str], str]] = [
     ),
     (
         ["law", "predict", "triples.tsv", "--params", "7b"],
-        "triples.tsv:1: not valid JSON (Expecting value); expected 'k",
+        "triples.tsv:1: not valid JSON (Expecting value); expected a law, which kis law fit writes",
     ),
-    (["law", "predict", "empty", "--params", "7b"], "empty: is empty; expected 'kis.law/1'"),
+    (["law", "predict", "empty", "--params", "7b"], "empty: is empty; expected a law, which kis law fit writes"),
     (["law", "predict", "nowhere", "--params", "7b"], "error: nowhere: no such file"),
-    (["law", "validate", "empty", "--points", "p.csv"], "empty: is empty; expected 'kis.prediction/1'"),
+    (
+        ["law", "validate", "empty", "--points", "p.csv"],
+        "empty: is empty; expected a prediction, which kis law pred",
+    ),
     (["data", "leaks", "--input", "text.jsonl", "--facts", "triples.tsv"], "malformed JSON line (Expecting value)"),
+    *(
+        (
+            [*["data", "corpus", "--input", "no", "--tokenizer", "no", "--output", "o", "--validation-share"], share],
+            said,
+        )
+        for share, said in (("1", "--validation-share: is 1; use 0"), ("nan", "--validation-share: is nan; use 0"))
+    ),
+    *(
+        ([*["data", "facts", "--from", "tsv", "--input", "no", "--output", "f.jsonl"], *option.split()], said)
+        for option, said in (
+            ("--infused -1", "--infused: is -1; a number of facts, 0 or more"),
+            ("--distractors 0", "--distractors: is 0; at least 1"),
+            ("--longest-name 0", "--longest-name: is 0; 1 character or more"),
+            ("--relations a a", "--relations: 'a' is given twice"),
+            ("--columns foo=1", "--columns: unknown field 'foo'"),
+        )
+    ),
     (["data", "inspect", "text.jsonl", "--sample", "-1"], "--sample: is -1; use 0 or more documents"),
     (["data", "inspect", "text.jsonl", "--recount"], "--recount: needs a run; give RUN_DIR, or leave it out"),
     (["data", "inspect", "folder"], "folder: is a folder, not a prefix; give the prefix of a corpus, such as folder/c"),

@@ -15,6 +15,8 @@ import yaml
 from megatron_kis.checkpoint.start import START_SCHEMA
 from megatron_kis.cli.main import main
 from megatron_kis.config.model import ModelConfig
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
+from megatron_kis.study import preflight
 from tests.sources import Sources
 from tests.studies import write_study
 
@@ -182,7 +184,11 @@ def test_the_design_is_in_the_plan_for_machines(study: Path, capsys: pytest.Capt
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_size_that_is_not_its_starts_is_refused_before_the_data_are_made(
-    study: Path, command: str, tiny_data: Path, capsys: pytest.CaptureFixture[str]
+    study: Path,
+    command: str,
+    tiny_data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     shutil.rmtree(study.parent / "out")
     start = study.parent / "start"
@@ -197,6 +203,15 @@ def test_a_size_that_is_not_its_starts_is_refused_before_the_data_are_made(
         entry = {"layers": 1, "width": width, "heads": 2, "init_from": str(start)}
         assert re.search(complaint, refused(study, command, capsys, f"ladder={json.dumps([entry])}"))
     entry["width"] = 16
+    read: list[Path] = []
+    monkeypatch.setattr(preflight, "load_tokenizer", lambda path: load_tokenizer(read.append(path) or path))
+    (start / "start.json").write_text(json.dumps({**content, "max_position_embeddings": None}))
+    sizes = [{**entry, "name": f"w{rate}", "learning_rate": rate} for rate in (0.1, 0.2, 0.3)] + [
+        {**entry, "width": 32}
+    ]
+    tokenizer = tiny_data / "tokenizer.model"
+    refused(study, command, capsys, f"ladder={json.dumps(sizes)}", f"data.tokenizer={tokenizer}")
+    assert read == [tokenizer]  # once, however many sizes begin with it
     own = {"file": "tokenizer.json", "fingerprint": "another", "eod_id": 1}
     (start / "start.json").write_text(json.dumps({**content, "tokenizer": own}))
     given = [f"ladder={json.dumps([entry])}", f"data.tokenizer={tiny_data / 'tokenizer.model'}"]

@@ -55,6 +55,10 @@ def test_a_branch_that_is_cut_off_goes_on_without_being_told_where_it_came_from(
     trunk, branch, other = (trunk_of(tiny_run, name, steps) for name, steps in (("trunk", 20), ("b", 16), ("o", 16)))
     trained(trunk)
     train(other, branch_from=f"{trunk.output}@10")
+    for text in (str(trunk.output), f"{trunk.output}@10"):
+        train(other, branch_from=text)
+    with pytest.raises(InputError, match=rf"--branch-from: is '.*@5', but {other.output} began from .*trunk@10; leave"):
+        train(other, branch_from=f"{trunk.output}@5")
     whole = trunk.output / "checkpoints" / "step-00000010" / "index.json"
     before = whole.read_bytes()
 
@@ -62,6 +66,8 @@ def test_a_branch_that_is_cut_off_goes_on_without_being_told_where_it_came_from(
         train(branch, branch_from=f"{trunk.output}@10")
 
     cut_off(branch, 12, begin)
+    with pytest.raises(InputError, match=r"--branch-from: .* began from .*trunk@10; leave it out, or begin again with"):
+        train(branch, branch_from=str(other.output))
     train(branch)
     assert losses(branch.output) == losses(other.output)
     assert whole.read_bytes() == before
