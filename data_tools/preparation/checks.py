@@ -5,7 +5,7 @@ from __future__ import annotations
 from glob import has_magic
 from pathlib import Path
 
-from megatron_kis.common.errors import InputError, nearest
+from megatron_kis.common.errors import InputError, nearest, placed
 from megatron_kis.data_tools.facts.importers import IMPORTERS
 from megatron_kis.data_tools.preparation.settings import DataPrepConfig
 from megatron_kis.data_tools.preparation.steps import training
@@ -22,7 +22,8 @@ def checked(settings: DataPrepConfig) -> DataPrepConfig:
     if not settings.text:
         raise InputError("is an empty list", where="data.text", remedy="name at least one file of general text")
     _check_sources(settings)
-    settings = settings.replace(text=tuple(expand(settings.text)))
+    with placed("data.text"):
+        settings = settings.replace(text=tuple(expand(settings.text)))
     if settings.text_format not in (None, *FORMATS):
         raise InputError(
             f"is {settings.text_format!r}", where="data.text_format", remedy=f"valid: {', '.join(FORMATS)}"
@@ -62,6 +63,8 @@ def _check_sources(settings: DataPrepConfig) -> None:
         for path in paths:
             if path is not None and not path.exists():
                 remedy = "a relative path starts at the folder of the study file"
+                if key == "tokenizer":
+                    remedy += "; it is a file or a folder here, not the name of a model elsewhere"
                 raise InputError(f"there is no {path}", where=f"data.{key}", remedy=remedy)
 
 

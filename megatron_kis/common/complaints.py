@@ -67,6 +67,8 @@ def input_error(
         overrides: settings in ``content`` that do not come from the file: ``key=value``.
     """
     complaints = [(_written(one, content), one) for one in error.errors(include_url=False)]
+    # A misspelt key also leaves the right one missing: what was written is named.
+    complaints.sort(key=lambda one: one[1]["type"] == "missing")
     first = complaints[0][0]
     # Of a union each type has a complaint. One about a part of the value is of the type that the user meant.
     same = [(place, one) for place, one in complaints if place[: len(first)] == first]
@@ -192,7 +194,7 @@ def _wanted(complaint: ErrorDetails, kind: type[BaseModel]) -> str:
     what, value, context = complaint["type"], complaint["input"], complaint.get("ctx", {})
     if what in _BOUNDS:
         words, bound = _BOUNDS[what]
-        return f"{words} {context[bound]:g}"
+        return f"{words} {context[bound]:g}{_in_percent(value, context[bound])}"
     if what == "literal_error":
         return str(context["expected"])
     if what in ("model_type", "model_attributes_type", "dict_type", "mapping_type"):
@@ -206,7 +208,15 @@ def _wanted(complaint: ErrorDetails, kind: type[BaseModel]) -> str:
     number = parse_count(value) if what.startswith("int_parsing") and isinstance(value, str) else None
     if number is not None and number == number.to_integral_value():
         wanted += f"; write {int(number)}"
+    if what == "float_parsing" and isinstance(value, str) and re.fullmatch(r"\s*[\d.]+\s*%\s*", value):
+        wanted += _in_percent(float(value.strip(" %")), 1)
     return wanted
+
+
+def _in_percent(value: Any, bound: float) -> str:
+    """Returns how to write a percentage where a share of at most 1 is wanted; empty for other values."""
+    is_percentage = bound == 1 < value <= 100 if isinstance(value, int | float) else False
+    return f"; {value:g}% is {value / 100:g}" if is_percentage else ""
 
 
 def _choices(complaint: ErrorDetails) -> list[str]:

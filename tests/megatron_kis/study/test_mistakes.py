@@ -68,8 +68,14 @@ def in_encoding(name: str, encoding: str) -> Callable[[Path], None]:
     return change
 
 
-def emptied(study: Path) -> None:
-    study.with_name("text.jsonl").write_bytes(b"")
+def replaced(name: str, content: bytes) -> Callable[[Path], None]:
+    def change(study: Path) -> None:
+        study.with_name(name).write_bytes(content)
+
+    return change
+
+
+emptied = replaced("text.jsonl", b"")
 
 
 MISTAKES: list[tuple[Callable[[Path], None], list[str]]] = [
@@ -96,6 +102,12 @@ MISTAKES: list[tuple[Callable[[Path], None], list[str]]] = [
     ),
     (setting("seeds", [2**64]), ["study.yaml: seeds.0: is 18446744073709551616; must be below"]),
     (setting("output", ""), ["study.yaml: output: is empty; must be a path"]),
+    (setting("output", "C:\\studies\\a"), [r"study.yaml: output: 'C:\studies\a' is a path of Windows, not one of"]),
+    (setting("data.text", ["https://example.org/t.jsonl"]), ["study.yaml: data.text", "is an address, not"]),
+    (setting("data.text", ["*.json"]), ["study.yaml: data.text: *.json: matches no file"]),
+    (setting("data.tokenizer", "gpt2"), ["study.yaml: data.tokenizer: there is no gpt2", "not the name of a model"]),
+    (replaced("text.jsonl", b"a plain text\n"), ["text.jsonl:1: malformed", "plain text, name the file .txt"]),
+    (setting("token_budgets", [100]), ["token_budgets: run 1x16_D100_F0_s0: 100 is less", "at least 512"]),
 ]
 
 
