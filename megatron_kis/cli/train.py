@@ -22,7 +22,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("config", type=Path, metavar="RUN.yaml", help="the run's configuration")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings that replace the file's, e.g. training.seed=1"
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="settings that replace the file's, e.g. training.seed=1",
     )
     parser.add_argument(
         "--branch-from",

@@ -17,6 +17,7 @@ from megatron_kis.common.terms import BACKGROUND, CONTROL, INFUSED, TRAIN
 from megatron_kis.config.study import StudyConfig
 from megatron_kis.config.training import check_precision
 from megatron_kis.data_tools.facts.fact import load_facts
+from megatron_kis.data_tools.readers.files import expand
 from megatron_kis.data_tools.rendering.templates import Templates, load_templates
 from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 from megatron_kis.study.specs import RunSpec, expand_grid
@@ -57,6 +58,19 @@ def relations_of_facts(path: Path) -> Relations:
     for fact in load_facts(path):
         found.setdefault(fact.group, Counter())[fact.relation] += 1
     return found
+
+
+def _check_text(study: StudyConfig) -> None:
+    """Refuses text among what the study itself writes, such as a pattern of names that its own files match."""
+    try:
+        files = expand(study.data.text)
+    except InputError:
+        return  # the preparation of the data reports what is wrong with them
+    written = [(study.output / name).resolve() for name in ("data", "runs")]
+    for path in files:
+        if any(path.resolve().is_relative_to(folder) for folder in written):
+            problem = f"{path} is in the folder that the study writes"
+            raise InputError(problem, where="data.text", remedy="name the files of the text alone")
 
 
 def _check_starts(study: StudyConfig) -> None:
@@ -118,6 +132,7 @@ def check_study(study: StudyConfig, relations: Relations | None = None) -> list[
         InputError: what makes it impossible.
     """
     study.logging.check_packages()
+    _check_text(study)
     check_device(study)
     _check_starts(study)
     try:

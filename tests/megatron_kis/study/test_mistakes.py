@@ -139,6 +139,41 @@ def test_an_output_that_is_a_file_is_refused_by_its_key(
     assert study.with_name("out").read_text() == "mine"
 
 
+@pytest.mark.parametrize("place", ["out/runs", "out/data/new"])
+def test_an_output_in_the_folder_of_another_study_is_refused(
+    study: Path, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (study.parent / place).mkdir(parents=True)
+    (study.parent / "out" / "study.json").write_text("{}")
+    line = refused(capsys, "study", "plan", "study.yaml", f"output={place}")
+    assert f"output: {place}: is in the folder of another study" in line
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_the_study_file_is_not_replaced_by_the_record_of_the_study(
+    study: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study.write_text(study.read_text() + "# a remark of mine\n")
+    before = study.read_text()
+    line = refused(capsys, "study", command, "study.yaml", "output=.")
+    assert "output: is the folder of the study file, and kis keeps a study.yaml of its own there" in line
+    assert study.read_text() == before
+
+
+def test_text_among_the_files_of_the_study_is_refused(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (study.parent / "out" / "data").mkdir(parents=True)
+    (study.parent / "out" / "data" / "facts.jsonl").write_text('{"text": "x"}\n')
+    setting("data.text", ["**/*.jsonl"])(study)
+    line = refused(capsys, "study", "plan", "study.yaml")
+    assert "study.yaml: data.text: out/data/facts.jsonl is in the folder that the study writes; name the" in line
+
+
+def test_no_setting_is_asked_for_where_the_file_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["study", "plan"])
+    assert capsys.readouterr().err.rstrip().endswith("the following arguments are required: STUDY.yaml")
+
+
 @pytest.mark.parametrize("place", [".", "/"])
 def test_a_folder_in_place_of_a_corpus_is_refused(place: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"error: {place}: is a folder; name the files' beginning" in refused(capsys, "data", "inspect", place)
