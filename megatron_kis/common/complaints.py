@@ -74,9 +74,14 @@ def input_error(
     same = [(place, one) for place, one in complaints if place[: len(first)] == first]
     place = max((place for place, _ in same), key=len)
     alternatives = [one for at, one in same if at == place]
-    key = ".".join(part for part in (section, *map(str, place)) if part)
-    where = override_of(key, overrides) or ": ".join(part for part in (source, key) if part)
     problem, remedy = _explained(alternatives, kind)
+    parts = [section, *map(str, place)]
+    named = re.match(r"([\w.]+): (.*)", problem, flags=re.DOTALL)
+    if named and not place and is_key(kind, named[1]):  # a check of several keys names the one that is wrong
+        parts.append(named[1])
+        problem = named[2]
+    key = ".".join(part for part in parts if part)
+    where = override_of(key, overrides) or ": ".join(part for part in (source, key) if part)
     return InputError(problem, where=where, remedy=remedy)
 
 
@@ -181,6 +186,8 @@ def _explained_key(complaint: ErrorDetails, kind: type[BaseModel]) -> tuple[str,
     if what == "missing":
         return "is missing", "add it"
     if what == "extra_forbidden":
+        if re.fullmatch(r"\d[\de+-]*", str(loc[-1])):  # {rate: 2,5e-3} has two keys
+            return "unknown key", "write a number with a decimal point, such as 2.5e-3"
         return "unknown key", nearest(str(loc[-1]), _keys_at(kind, loc[:-1]) or fields_of(kind))
     if what == "invalid_key" or (what == "string_type" and loc[-1] == _KEY):
         return "a key must be text", "put it in quotes"
@@ -202,7 +209,7 @@ def _wanted(complaint: ErrorDetails, kind: type[BaseModel]) -> str:
         return f"a mapping with keys such as {', '.join(keys[:_SHOWN_KEYS])}" if keys else "a mapping"
     wanted = _WANTED.get(what, f"something else ({complaint['msg']})")
     if what in ("tuple_type", "list_type") and isinstance(value, str | int | float) and not isinstance(value, bool):
-        wanted += f", such as [{_shown(value)}]"
+        wanted += f", such as [{value if isinstance(value, str) and ',' in value else _shown(value)}]"
     if what == "too_short":
         wanted += f" of at least {context['min_length']}"
     number = parse_count(value) if what.startswith("int_parsing") and isinstance(value, str) else None

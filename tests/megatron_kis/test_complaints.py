@@ -72,6 +72,9 @@ TABLE: list[tuple[str, Any, str]] = [
     ("infusion_ratios", [0, 30], "infusion_ratios.1: is 30; must be below 1; 30% is 0.3"),
     ("training.optimizer.warmup_share", 5, "training.optimizer.warmup_share: is 5; must be below 1; 5% is 0.05"),
     ("infusion_ratios", [400], "infusion_ratios.0: is 400; must be below 1"),
+    # commas
+    ("frequencies", "0, 8, 16", "frequencies: is '0, 8, 16'; must be a list, such as [0, 8, 16]"),
+    ("ladder", [{"layers": 1, "learning_rate": 2, "5e-3": None}], "ladder.0.5e-3: unknown key; write a number with a"),
     # true and false are no numbers
     ("probes.facts_per_group", True, "probes.facts_per_group: is true; must be a whole number"),
     ("training.optimizer.learning_rate", True, "training.optimizer.learning_rate: is true; must be a number"),
