@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from glob import has_magic
 from pathlib import Path
 
@@ -53,12 +54,24 @@ def checked(settings: DataPrepConfig) -> DataPrepConfig:
 def _check_sources(settings: DataPrepConfig) -> None:
     """Refuses a source that is not there, by its key; what matches a pattern of names is seen later."""
     text: list[Path | None] = [path for path in settings.text if not has_magic(str(path))]
-    named: dict[str, list[Path | None]] = {
+    named: dict[str, Sequence[Path | None]] = {
         "text": text,
         "facts": [settings.facts],
         "templates": [settings.templates],
         "tokenizer": [settings.tokenizer],
     }
+    check_there(named)
+
+
+def check_there(named: Mapping[str, Sequence[Path | None]]) -> None:
+    """Refuses sources that are not there.
+
+    Args:
+        named: paths by their key in the section ``data``.
+
+    Raises:
+        InputError: names the key.
+    """
     for key, paths in named.items():
         for path in paths:
             if path is not None and not path.exists():

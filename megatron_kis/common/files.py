@@ -224,23 +224,39 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+_GIVEN_BY_HAND = {
+    "kis.law": ("a law", "such as law.json of a study or the output of kis law fit"),
+    "kis.prediction": ("a prediction", "the output of kis law predict --output"),
+    "kis.run": ("the record of a run", "run.json in its folder"),
+    "kis.study": ("the list of a study's runs", "study.json in its output"),
+}
+"""Files that users name themselves, by the first part of their schema: what they are, and which that is."""
+
+
 def read_json(path: Path, schema: str, *, keys: Iterable[str] = ()) -> dict[str, Any]:
     """Reads a JSON object whose ``schema`` key is ``schema`` and that has all of ``keys``.
 
     Raises:
         InputError: the file is missing, not JSON, not an object, of another schema, or lacks a key.
     """
+    kind = schema.partition("/")[0]
+    expected = f"expected {', '.join(_GIVEN_BY_HAND.get(kind, (repr(schema),)))}"
+    if kind in _GIVEN_BY_HAND and path.is_dir():
+        raise InputError("is a folder", where=str(path), remedy=expected)
     text = read_text(path)
     try:
         content = parse_json(text, where=str(path))
     except InputError as error:
-        raise InputError(error.problem, where=error.where, remedy=error.remedy or f"expected {schema!r}") from None
+        raise InputError(error.problem, where=error.where, remedy=error.remedy or expected) from None
     if not isinstance(content, dict):
-        raise InputError("not a JSON object", where=str(path), remedy=f"expected {schema!r}")
+        raise InputError("not a JSON object", where=str(path), remedy=expected)
     found = content.get("schema")
     if found != schema:
-        problem = "has no 'schema'" if found is None else f"schema is {found!r}"
-        raise InputError(problem, where=str(path), remedy=f"expected {schema!r}")
+        other = _GIVEN_BY_HAND.get(str(found).partition("/")[0], ("",))[0]
+        problem = "has no 'schema'" if found is None else f"is {other}" if other else f"schema is {found!r}"
+        if str(found).partition("/")[0] == kind:  # of another version
+            problem, expected = f"schema is {found!r}", f"expected {schema!r}"
+        raise InputError(problem, where=str(path), remedy=expected)
     for key in keys:
         if key not in content:
             raise InputError(f"has no {key!r}", where=str(path), remedy="make the file again")

@@ -11,6 +11,7 @@ import yaml
 
 from megatron_kis.cli.main import main
 from megatron_kis.common.errors import InputError
+from megatron_kis.data_tools.preparation.checks import check_there
 from megatron_kis.data_tools.tokenizers.base import read_meta, side_file
 from tests.sources import write_sources
 from tests.studies import write_study
@@ -160,6 +161,23 @@ def test_the_study_file_is_not_replaced_by_the_record_of_the_study(
     assert study.read_text() == before
 
 
+def test_a_file_of_another_kind_is_called_by_what_it_is(
+    study: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "law.json").write_text('{"schema": "kis.law/1"}')
+    line = refused(capsys, "law", "validate", "law.json", "--points", "p.csv")
+    assert line.endswith("law.json: is a law; expected a prediction, the output of kis law predict --output")
+    (tmp_path / "run.json").write_text('{"schema": "kis.run/1"}')
+    (tmp_path / "config.yaml").write_text("")
+    line = refused(capsys, "train", "run.json")
+    assert line.endswith("run.json: is the record of a run; give the configuration of a run, such as config.yaml")
+
+
+def test_templates_that_are_not_there_are_named_by_their_key() -> None:
+    with pytest.raises(InputError, match=r"data\.templates: there is no none\.yaml; a relative path starts"):
+        check_there({"templates": [Path("none.yaml")]})
+
+
 def test_text_among_the_files_of_the_study_is_refused(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (study.parent / "out" / "data").mkdir(parents=True)
     (study.parent / "out" / "data" / "facts.jsonl").write_text('{"text": "x"}\n')
@@ -256,7 +274,13 @@ UNUSABLE: list[tuple[list[str], str]] = [
     (["plan", "study.yaml", "--batch", "512"], "--batch: cannot be combined with a file"),
     (["plan", "triples.tsv"], "MODEL: preset: no model preset 'triples.tsv'; valid: "),
     (["train", "study.yaml"], "study.yaml: is a study, not a run; kis study run trains its runs"),
-    (["train", "."], ".: cannot be read (Is a directory); name a file in it"),
+    (["train", "."], ".: is a folder; give the configuration of a run"),
+    (["law", "predict", ".", "--params", "7b"], ".: is a folder; expected a law, such as law.json of a study"),
+    (
+        ["law", "predict", "study.yaml", "--params", "7b"],
+        "study.yaml:1: not valid JSON (Expecting value); expected a l",
+    ),
+    (["law", "validate", ".", "--points", "p.csv"], ".: is a folder; expected a prediction, the output of kis law"),
     (["probe", "nowhere", "--batch-size", "0"], "--batch-size: is 0; use 1 or more"),
     (["probe", "nowhere", "--tensor", "0"], "--tensor: is 0; use 1 or more"),
     (["probe", "nowhere", "--device", "gpu"], "--device: unknown device 'gpu'; valid: auto, cpu, cuda"),
@@ -277,11 +301,11 @@ UNUSABLE: list[tuple[list[str], str]] = [
     ),
     (
         ["law", "predict", "triples.tsv", "--params", "7b"],
-        "triples.tsv:1: not valid JSON (Expecting value); expected 'k",
+        "triples.tsv:1: not valid JSON (Expecting value); expected a l",
     ),
-    (["law", "predict", "empty", "--params", "7b"], "empty: is empty; expected 'kis.law/1'"),
+    (["law", "predict", "empty", "--params", "7b"], "empty: is empty; expected a law, such as"),
     (["law", "predict", "nowhere", "--params", "7b"], "error: nowhere: no such file"),
-    (["law", "validate", "empty", "--points", "p.csv"], "empty: is empty; expected 'kis.prediction/1'"),
+    (["law", "validate", "empty", "--points", "p.csv"], "empty: is empty; expected a prediction"),
     (["data", "leaks", "--input", "text.jsonl", "--facts", "triples.tsv"], "malformed JSON line (Expecting value)"),
     (["data", "inspect", "text.jsonl", "--sample", "-1"], "--sample: is -1; use 0 or more documents"),
     (["data", "inspect", "text.jsonl", "--recount"], "--recount: needs a run; give RUN_DIR, or leave it out"),
