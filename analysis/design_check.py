@@ -265,6 +265,8 @@ def _weak(outline: Outline, powers: Sequence[Power], asked: Sequence[_Asked], se
             problem += f"distinguish a rate of {power.told:.2f} or more from chance ({outline.chance:.2f})"
         limited = power.facts < outline.there[power.group] and power.facts == outline.asked[power.group]
         key = "probes.facts_per_group" if limited else f"data.select.{power.group}"
+        if power.group == INFUSED and power.facts < outline.asked[INFUSED]:
+            key = "facts"  # fewer than there are, and than are asked, are shown
         found.append(Remark(key, problem, _more(outline, each, power, settings)))
     return found
 

@@ -83,8 +83,12 @@ class Outline:
         most = self.asked[group]
         if group != INFUSED or not dose:
             return most
-        shown = dose if one.axis == FACTS else one.held if one.held_by == "facts" else None
-        return most if shown is None else min(most, int(shown))
+        if one.axis == FACTS:
+            return min(most, int(dose))
+        held = one.held if one.held_by == "facts" else None
+        if held is None:  # one number of facts in all runs, which need not be all facts
+            held = float(self.table.loc[self.table["frequency"] > 0, "infused_facts"].min())
+        return min(most, int(held))
 
 
 def outline_of(study: StudyConfig, rows: Iterable[Mapping[str, Any]]) -> Outline:

@@ -79,10 +79,26 @@ def requirements(outline: Outline, settings: AnalysisConfig, predict: Sequence[f
     """
     check_law(settings.law, "analysis.law")
     slices = main_slices(outline, settings)
+    below = _below(outline, predict)
     if not slices:
-        return []
+        return below
     one = slices[0]
-    return [*_axis(outline, one, settings), *_levels(outline, one, settings), *_law(outline, one, settings, predict)]
+    return [
+        *below,
+        *_axis(outline, one, settings),
+        *_levels(outline, one, settings),
+        *_law(outline, one, settings, predict),
+    ]
+
+
+def _below(outline: Outline, predict: Sequence[float]) -> list[Remark]:
+    """Returns the remark that a size to predict for is smaller than any that is trained: ``7`` in place of ``7e9``."""
+    least = min(outline.sizes)
+    small = [size for size in predict if size < least]
+    if not small:
+        return []
+    problem = f"{in_table(small[0])} parameters are fewer than those of the smallest size, {in_table(least)}"
+    return [Remark("predict", problem, "write sizes in parameters, such as 7e9 or 7b")]
 
 
 def _axis(outline: Outline, one: Slice, settings: AnalysisConfig) -> list[Remark]:

@@ -60,8 +60,8 @@ def sentence(decision: Decision) -> str:
     lost = [of_text if kind == "tolerance" else _lost(kind, group) for kind, group in kinds]
     if decision.dose is None:
         return (
-            f"There is no dose at which {fmt.listed(lost)} is avoided with {level}: by these laws not even at 1. "
-            f"What is lost first: {decision.limited_by}."
+            f"There is no dose at which {fmt.listed(lost)} is avoided with {level}: by these laws not even at "
+            f"{fmt.smallest_dose(decision.slice)}. What is lost first: {decision.limited_by}."
         )
     often = decision.slice.axis == FREQUENCY
     dose = fmt.frequency(decision.dose) if often else fmt.facts(decision.dose)

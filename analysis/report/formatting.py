@@ -128,6 +128,11 @@ def dose(one: Slice, value: float | None) -> str:
     return "–" if value is None else f"{one.symbol} = {frequency(value)}"
 
 
+def smallest_dose(one: Slice) -> str:
+    """Returns the smallest dose there is, in words."""
+    return "1 exposure of each fact" if one.axis == FREQUENCY else "1 fact"
+
+
 def decided(decision: Decision) -> str:
     """Formats the dose of a decision."""
     return "none: not even 1" if decision.dose is None else dose(decision.slice, decision.dose)

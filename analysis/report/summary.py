@@ -240,6 +240,25 @@ def not_asked(runs: Runs, *, most: int = 8) -> str:
     return f"{told}; kis study probe asks them, without training"
 
 
+def not_counted(runs: Runs, *, most: int = 8) -> str:
+    """Names the runs whose results cannot be read or are not complete, in one line; empty where there is none.
+
+    Args:
+        runs: what was loaded.
+        most: names listed per reason; further ones are only counted.
+    """
+    by_reason: dict[str, list[str]] = {}
+    for row in rows_of(runs.problems):
+        if row.status not in ("foreign", "unasked"):  # these have lines of their own
+            by_reason.setdefault(f"{row.status}: {row.reason}", []).append(str(row.run))
+    if not by_reason:
+        return ""
+    count = sum(map(len, by_reason.values()))
+    parts = [f"{first_of(names, most)} ({reason})" for reason, names in by_reason.items()]
+    verb = "is" if count == 1 else "are"
+    return f"{plural(count, 'run')} {verb} not counted: {first_of(parts, most, separator='; ')}"
+
+
 def _sentence(kind: str, group: str, points: list[Transition]) -> str:
     """Describes the transitions of one kind, group and slice."""
     by: dict[str, list[Transition]] = {}

@@ -54,7 +54,8 @@ def _decided(result: AnalysisResult, d: Decision) -> list[str]:
     )
     firm = all(model.prediction.recommended is not None for model in d.models)
     if d.dose is None:
-        sentences = [f"{head}, no dose is safe by these laws: not even at 1 is it {level} certain that {kept}."]
+        none = "no dose is safe by these laws" if firm else "no dose can be named yet"
+        sentences = [f"{head}, {none}: even at {fmt.smallest_dose(d.slice)} it is not {level} certain that {kept}."]
     else:
         times = fmt.frequency(d.dose) if d.slice.axis == FREQUENCY else fmt.facts(d.dose)
         amounts = _amounts(d)

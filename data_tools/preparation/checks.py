@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from glob import has_magic
 from pathlib import Path
 
-from megatron_kis.common.errors import InputError, nearest
+from megatron_kis.common.errors import InputError, nearest, placed
 from megatron_kis.data_tools.facts.importers import IMPORTERS
 from megatron_kis.data_tools.preparation.inputs import training
 from megatron_kis.data_tools.preparation.settings import DataPrepConfig
@@ -22,7 +23,8 @@ def checked(settings: DataPrepConfig) -> DataPrepConfig:
     if not settings.text:
         raise InputError("is an empty list", where="data.text", remedy="name at least one file of general text")
     _check_sources(settings)
-    settings = settings.replace(text=tuple(expand(settings.text)))
+    with placed("data.text"):
+        settings = settings.replace(text=tuple(expand(settings.text)))
     if settings.text_format not in (None, *FORMATS):
         raise InputError(
             f"is {settings.text_format!r}", where="data.text_format", remedy=f"valid: {', '.join(FORMATS)}"
@@ -52,16 +54,30 @@ def checked(settings: DataPrepConfig) -> DataPrepConfig:
 def _check_sources(settings: DataPrepConfig) -> None:
     """Refuses a source that is not there, by its key; what matches a pattern of names is seen later."""
     text: list[Path | None] = [path for path in settings.text if not has_magic(str(path))]
-    named: dict[str, list[Path | None]] = {
+    named: dict[str, Sequence[Path | None]] = {
         "text": text,
         "facts": [settings.facts],
         "templates": [settings.templates],
         "tokenizer": [settings.tokenizer],
     }
+    check_there(named)
+
+
+def check_there(named: Mapping[str, Sequence[Path | None]]) -> None:
+    """Refuses sources that are not there.
+
+    Args:
+        named: paths by their key in the section ``data``.
+
+    Raises:
+        InputError: names the key.
+    """
     for key, paths in named.items():
         for path in paths:
             if path is not None and not path.exists():
                 remedy = "a relative path starts at the folder of the study file"
+                if key == "tokenizer":
+                    remedy += "; it is a file or a folder here, not the name of a model elsewhere"
                 raise InputError(f"there is no {path}", where=f"data.{key}", remedy=remedy)
 
 

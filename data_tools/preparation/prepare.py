@@ -18,7 +18,7 @@ from pathlib import Path
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.progress import Progress
 from megatron_kis.data_tools.corpus.part import VALIDATION_SUFFIX
-from megatron_kis.data_tools.preparation.checks import check_select, check_templates, checked
+from megatron_kis.data_tools.preparation.checks import check_select, check_templates, check_there, checked
 from megatron_kis.data_tools.preparation.inputs import StepInputs, fact_names, tokenizer_name
 from megatron_kis.data_tools.preparation.making import QUESTIONS, Held, Preparation, rendering_step, seen_in
 from megatron_kis.data_tools.preparation.publish import is_interrupted
@@ -127,6 +127,7 @@ def prepare_questions(settings: DataPrepConfig, output: Path, *, progress: Progr
     if not (output / "facts.jsonl").is_file():
         remedy = "restore what the runs were trained with; kis study run makes missing files again"
         raise InputError("there are no facts to ask about", where=str(output / "facts.jsonl"), remedy=remedy)
+    check_there({"templates": [settings.templates]})
     check_templates(settings)
     check_select(settings)
     Preparation(settings, output, progress or Progress(), None, held).make_questions()

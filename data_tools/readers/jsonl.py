@@ -97,7 +97,9 @@ def _text_of(number: int, line: bytes, text_key: str) -> str:
             problem = f"several JSON objects on one line, the second at {at}"
             raise BadLineError(number, problem, "write one per line: jq -c .") from None
         problem = f"{error.msg.removesuffix(' at').removesuffix(':')} at {at}"
-        raise BadLineError(number, f"malformed JSON line ({problem})") from None
+        plain = number == 1 and not error.doc.lstrip().startswith(("{", "["))
+        remedy = "if this is plain text, name the file .txt" if plain else None
+        raise BadLineError(number, f"malformed JSON line ({problem})", remedy) from None
     if not isinstance(row, dict):
         raise BadLineError(number, "not a JSON object")
     if text_key not in row:

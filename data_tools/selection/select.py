@@ -31,6 +31,7 @@ SPREADS = ("even", "proportional")
 _LATER = {"infused_relations": (), "background_relations": (), "control_relations": (), "permute_objects": False}
 """Settings that older records lack, with their defaults: a record of the same facts stays the same."""
 _LISTED = 20  # counts in a line of the summary
+_TRIED = 200_000  # usable facts up to which smaller numbers are tried, in seconds, where those asked for do not fit
 
 
 class SelectConfig(Config):
@@ -204,26 +205,16 @@ def select_facts(
                 raise InputError(f"no facts of relation {relation!r}", where=key, remedy=nearest(relation, pool.seen))
     selection = Selection(imported=pool.imported, dropped=pool.dropped, distractors=settings.distractors)
     order = list(settings.relations_of_all_groups()) or sorted(pool.facts)
-    sizes = {relation: len(pool.facts[relation]) for relation in order}
-    shares = {
-        group: _facts_per_relation(
-            count, {relation: sizes[relation] for relation in settings.relations_of(group) or order}, settings
-        )
-        for group, count in settings.counts().items()
-        if count
-    }
     entities = pool.entities
     sources = {
         relation: _UsableFacts(relation, pool.facts[relation], entities, _frequencies(pool.facts[relation], entities))
         for relation in order
     }
-    home: dict[str, str] = {}
-    drawn: dict[str, list[tuple[Candidate, str]]] = {}
-    # Scarce relations first: a subject's group is settled by the first relation that draws it.
-    for relation in sorted(order, key=lambda name: (sizes[name], name)):
-        wanted = {group: shares.get(group, {}).get(relation, 0) for group in GROUPS}
-        rng = random.Random(f"{settings.seed}/{relation}")  # noqa: S311 - a reproducible draw, not a secret
-        drawn[relation] = _draw(sources[relation], wanted, home, rng, settings)
+    try:
+        drawn = _draw_all(sources, settings)
+    except _TooFewFactsError as error:
+        fewer = f"ask for fewer facts{_what_fits(sources, settings)}"
+        raise InputError(error.problem, remedy=f"{fewer}{error.remedy}") from None
     for group in GROUPS:
         for relation in order:
             chosen = [candidate for candidate, owner in drawn[relation] if owner == group]
@@ -255,6 +246,50 @@ class _UsableFacts:
     entities: Entities
     frequencies: Counter[str]
     """Number of facts by object."""
+
+
+class _TooFewFactsError(InputError):
+    """A relation cannot provide its share of the facts; the remedy is what else helps than fewer facts."""
+
+
+def _draw_all(sources: Mapping[str, _UsableFacts], settings: SelectConfig) -> dict[str, list[tuple[Candidate, str]]]:
+    """Returns the facts that are chosen from each relation, with their groups."""
+    sizes = {relation: len(source.facts) for relation, source in sources.items()}
+    shares = {
+        group: _facts_per_relation(
+            count, {relation: sizes[relation] for relation in settings.relations_of(group) or sizes}, settings
+        )
+        for group, count in settings.counts().items()
+        if count
+    }
+    home: dict[str, str] = {}
+    drawn: dict[str, list[tuple[Candidate, str]]] = {}
+    # Scarce relations first: a subject's group is settled by the first relation that draws it.
+    for relation in sorted(sizes, key=lambda name: (sizes[name], name)):
+        wanted = {group: shares.get(group, {}).get(relation, 0) for group in GROUPS}
+        rng = random.Random(f"{settings.seed}/{relation}")  # noqa: S311 - a reproducible draw, not a secret
+        drawn[relation] = _draw(sources[relation], wanted, home, rng, settings)
+    return drawn
+
+
+def _what_fits(sources: Mapping[str, _UsableFacts], settings: SelectConfig) -> str:
+    """Returns the largest numbers of facts in the same proportions that can be chosen, as part of a remedy."""
+    if sum(len(source.facts) for source in sources.values()) > _TRIED:
+        return ""
+    counts = settings.counts()
+    most = max(counts.values())
+    fits: dict[str, int] = {}
+    low, high = 0, most
+    while high - low > 1:
+        middle = (low + high) // 2
+        fewer = {group: count * middle // most for group, count in counts.items()}
+        try:
+            _draw_all(sources, settings.model_copy(update=fewer))
+        except InputError:
+            high = middle
+        else:
+            low, fits = middle, fewer
+    return f" ({', '.join(f'{group}: {count}' for group, count in fits.items())} fit)" if fits else ""
 
 
 def _frequencies(facts: Iterable[Candidate], entities: Entities) -> Counter[str]:
@@ -401,9 +436,9 @@ def _draw(
         asked = " + ".join(f"{count} {group}" for group, count in wanted.items() if count)
         taken = f"only {len(drawn)} of its {plural(len(pool), 'usable fact')} ({objects} objects) can be used together"
         few = f"it has {len(pool)} usable ones with {plural(objects, 'object')}" if len(drawn) == len(pool) else taken
-        raise InputError(
+        raise _TooFewFactsError(
             f"relation {relation!r} must provide {plural(sum(wanted.values()), 'fact')} ({asked}), but {few}",
-            remedy=f"ask for fewer facts{_or_raise(settings, wanted, source.frequencies)}, or add relations",
+            remedy=f"{_or_raise(settings, wanted, source.frequencies)}, or add relations",
         )
     for group in room:
         found = _frequencies((candidate for candidate, owner in drawn if owner == group), source.entities)

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from megatron_kis.common.errors import InputError
 from megatron_kis.config.ladder import PRESETS
 
 
@@ -22,7 +23,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("config", type=Path, metavar="RUN.yaml", help="the run's configuration")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings that replace the file's, e.g. training.seed=1"
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="settings that replace the file's, e.g. training.seed=1",
     )
     parser.add_argument(
         "--branch-from",
@@ -39,12 +44,26 @@ def _train(options: argparse.Namespace) -> int:
     from megatron_kis.common.configuration import load_config
     from megatron_kis.config.run import RunConfig
 
+    _refuse_other_places(options.config)
     config = load_config(RunConfig, options.config, options.overrides)
     train = import_trainer()  # after the configuration: it imports Megatron-Core
     folder = train(config, restart=options.restart, branch_from=options.branch_from)
     if os.environ.get("RANK", "0") == "0":  # once, however many ranks there are
         print(folder)
     return 0
+
+
+def _refuse_other_places(path: Path) -> None:
+    """Refuses the folder of a run, and its record, in place of its configuration."""
+    from megatron_kis.common.identity import RUN_FILE
+
+    is_record = path.name == RUN_FILE and path.is_file()
+    if not is_record and not path.is_dir():
+        return
+    own = path.with_name("config.yaml") if is_record else path / "config.yaml"
+    like = f", such as {own}" if own.is_file() else ""
+    problem = "is the record of a run" if is_record else "is a folder"
+    raise InputError(problem, where=str(path), remedy=f"give the configuration of a run{like}")
 
 
 def import_trainer() -> Callable[..., Path]:

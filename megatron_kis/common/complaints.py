@@ -68,14 +68,21 @@ def input_error(
         overrides: settings in ``content`` that do not come from the file: ``key=value``.
     """
     complaints = [(_written(one, content), one) for one in error.errors(include_url=False)]
+    # A misspelt key also leaves the right one missing: what was written is named.
+    complaints.sort(key=lambda one: one[1]["type"] == "missing")
     first = complaints[0][0]
     # Of a union each type has a complaint. One about a part of the value is of the type that the user meant.
     same = [(place, one) for place, one in complaints if place[: len(first)] == first]
     place = max((place for place, _ in same), key=len)
     alternatives = [one for at, one in same if at == place]
-    key = ".".join(part for part in (section, *map(str, place)) if part)
-    where = override_of(key, overrides) or ": ".join(part for part in (source, key) if part)
     problem, remedy = _explained(alternatives, kind)
+    parts = [section, *map(str, place)]
+    named = re.match(r"([\w.]+): (.*)", problem, flags=re.DOTALL)
+    if named and not place and is_key(kind, named[1]):  # a check of several keys names the one that is wrong
+        parts.append(named[1])
+        problem = named[2]
+    key = ".".join(part for part in parts if part)
+    where = override_of(key, overrides) or ": ".join(part for part in (source, key) if part)
     return InputError(problem, where=where, remedy=remedy)
 
 
@@ -180,6 +187,8 @@ def _explained_key(complaint: ErrorDetails, kind: type[BaseModel]) -> tuple[str,
     if what == "missing":
         return "is missing", "add it"
     if what == "extra_forbidden":
+        if re.fullmatch(r"\d[\de+-]*", str(loc[-1])):  # {rate: 2,5e-3} has two keys
+            return "unknown key", "write a number with a decimal point, such as 2.5e-3"
         return "unknown key", nearest(str(loc[-1]), _keys_at(kind, loc[:-1]) or fields_of(kind))
     if what == "invalid_key" or (what == "string_type" and loc[-1] == _KEY):
         return "a key must be text", "put it in quotes"
@@ -193,7 +202,8 @@ def _wanted(complaint: ErrorDetails, kind: type[BaseModel]) -> str:
     what, value, context = complaint["type"], complaint["input"], complaint.get("ctx", {})
     if what in _BOUNDS:
         words, bound = _BOUNDS[what]
-        return " and ".join(filter(None, [f"{words} {context[bound]:g}", _range(complaint, kind, but=bound)]))
+        said = " and ".join(filter(None, [f"{words} {context[bound]:g}", _range(complaint, kind, but=bound)]))
+        return f"{said}{_in_percent(value, context[bound])}"
     if what == "literal_error":
         return str(context["expected"])
     if what in ("model_type", "model_attributes_type", "dict_type", "mapping_type"):
@@ -201,12 +211,14 @@ def _wanted(complaint: ErrorDetails, kind: type[BaseModel]) -> str:
         return f"a mapping with keys such as {', '.join(keys[:_SHOWN_KEYS])}" if keys else "a mapping"
     wanted = _WANTED.get(what, f"something else ({complaint['msg']})")
     if what in ("tuple_type", "list_type") and isinstance(value, str | int | float) and not isinstance(value, bool):
-        wanted += f", such as [{_shown(value)}]"
+        wanted += f", such as [{value if isinstance(value, str) and ',' in value else _shown(value)}]"
     if what == "too_short":
         wanted += f" of at least {context['min_length']}"
     number = parse_count(value) if what.startswith("int_parsing") and isinstance(value, str) else None
     if number is not None and number == number.to_integral_value():
         wanted += f"; write {int(number)}"
+    if what == "float_parsing" and isinstance(value, str) and re.fullmatch(r"\s*[\d.]+\s*%\s*", value):
+        wanted += _in_percent(float(value.strip(" %")), 1)
     return wanted
 
 
@@ -220,6 +232,12 @@ def _range(complaint: ErrorDetails, kind: type[BaseModel], *, but: str = "") -> 
         if len(values) == 1 and bound != but:
             found.append(f"{words} {values.pop():g}")
     return " and ".join(found)
+
+
+def _in_percent(value: Any, bound: float) -> str:
+    """Returns how to write a percentage where a share of at most 1 is wanted; empty for other values."""
+    is_percentage = bound == 1 < value <= 100 if isinstance(value, int | float) else False
+    return f"; {value:g}% is {value / 100:g}" if is_percentage else ""
 
 
 def _choices(complaint: ErrorDetails) -> list[str]:

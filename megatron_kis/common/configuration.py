@@ -295,20 +295,41 @@ def _override(content: dict[str, Any], override: str, kind: type[BaseModel], bas
         remedy = error.remedy if whole else "put the whole setting in quotes, as in 'ladder=[{preset: cpu-32}]'"
         raise InputError(error.problem, where=override, remedy=remedy) from None
     *path, last = key.split(".")
-    section = content
-    fields = fields_of(kind)
+    section: Any = content
+    at: Any = kind
     for part in path:
-        if section.get(part) is None:
-            section[part] = {}
-        section = section[part]
-        if not isinstance(section, dict):
+        place = _place(section, part, override)
+        if isinstance(section, dict) and section.get(place) is None:
+            section[place] = {}
+        section, at = section[place], _kind_of(at, part)
+        if not isinstance(section, dict | list):
             raise InputError(f"{part!r} has no keys of its own", where=override)
-        fields = fields_of(fields.get(part))
+    place = _place(section, last, override)
     try:
-        section[last] = _as_the_file_names(value, fields.get(last), base)
+        section[place] = _as_the_file_names(value, _kind_of(at, last), base)
     except InputError as error:
         raise InputError(error.problem, where=override, remedy=error.remedy) from None
     return key, value
+
+
+def _place(section: Any, part: str, override: str) -> Any:
+    """Returns the key, or the number of an entry, that a part of ``key.path`` means."""
+    if not isinstance(section, list):
+        return part
+    if not part.isdecimal() or int(part) >= len(section):
+        remedy = "entries are numbered from 0"
+        raise InputError(f"{part!r} is none of {len(section)} entries of a list", where=override, remedy=remedy)
+    return int(part)
+
+
+def _kind_of(kind: Any, part: str) -> Any:
+    """Returns the type of a key, or of the entries of a list."""
+    for arm in (kind, *arms_of(kind)):
+        if part in (fields := fields_of(arm)):
+            return fields[part]
+        if part.isdecimal() and get_origin(arm) is tuple:
+            return get_args(arm)[0]
+    return None
 
 
 def _as_the_file_names(value: Any, kind: Any, base: Path | Moved) -> Any:

@@ -231,14 +231,14 @@ def read_json(path: Path, schema: str, *, keys: Iterable[str] = ()) -> dict[str,
     Raises:
         InputError: the file is missing, not JSON, not an object, of another schema, or lacks a key.
     """
-    text = read_text(path)
     wanted = f"expected {described(schema)}"
+    if path.is_dir():
+        raise InputError("is a folder", where=str(path), remedy=wanted)
+    text = read_text(path)
     try:
         content = parse_json(text, where=str(path))
     except InputError as error:
-        raise InputError(
-            error.problem, where=error.where, remedy=error.remedy or f"expected {described(schema)}"
-        ) from None
+        raise InputError(error.problem, where=error.where, remedy=error.remedy or wanted) from None
     if not isinstance(content, dict):
         raise InputError("not a JSON object", where=str(path), remedy=wanted)
     if (found := content.get("schema")) != schema:

@@ -274,7 +274,7 @@ class StudyConfig(Config):
         named += [(f"runs.{number}.facts", (run.facts or 0,)) for number, run in enumerate(self.runs)]
         for key, counts in named:
             if any(count > most for count in counts if count):
-                msg = f"{key}: {max(counts)} of {most} infused facts; raise data.select.infused"
+                msg = f"{key}: {max(counts)} of {most} infused facts; at most {most}, or raise data.select.infused"
                 raise ValueError(msg)
         doses = [dose for rung in self.ladder for _, dose, _ in self.grid_of(rung)]
         if any(self.facts) and not any(dose.infuses for dose in doses):

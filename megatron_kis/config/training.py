@@ -153,8 +153,9 @@ class TrainingConfig(Config):
     def _at_least_a_step(self) -> TrainingConfig:
         if self.steps < 1:
             msg = (
-                f"token_budget {self.token_budget} is less than one step of "
-                f"{self.global_batch_size} x {self.sequence_length} tokens"
+                f"token_budget {self.token_budget} is less than one step of {self.global_batch_size} x "
+                f"{self.sequence_length} tokens (training.global_batch_size x training.sequence_length); at least "
+                f"{self.step_tokens}, or smaller steps"
             )
             raise ValueError(msg)
         if self.micro_batch_size and self.global_batch_size % self.micro_batch_size:

@@ -146,7 +146,9 @@ def schedule_of(value: str | Mapping[str, Any] | Schedule) -> Schedule:
     if isinstance(value, Schedule):
         return value
     settings = {"kind": value} if isinstance(value, str) else dict(value)
-    kind = settings.pop("kind", None)
+    if "kind" not in settings:
+        raise InputError("'kind' is missing", where=_WHERE, remedy=f"give one of {', '.join(KINDS)}")
+    kind = settings.pop("kind")
     if kind not in _SETTINGS:
         raise InputError(f"unknown schedule {kind!r}", where=_WHERE, remedy=nearest(str(kind), KINDS))
     wanted = _SETTINGS[kind]
@@ -165,6 +167,9 @@ def schedule_of(value: str | Mapping[str, Any] | Schedule) -> Schedule:
     if kind == "bursts":
         return _bursts(numbers["count"], numbers["width"], described)
     start, end = (1.0 - numbers["share"], 1.0) if kind == "final" else (numbers["start"], numbers["end"])
+    if kind == "final" and not 0.0 < numbers["share"] <= 1.0:
+        remedy = "a share of the run, above 0 and at most 1"
+        raise InputError(f"is {numbers['share']:g}", where=f"{_WHERE}.share", remedy=remedy)
     if not 0.0 <= start < end <= 1.0:
         raise InputError(f"{described} is not a part of the run", where=_WHERE, remedy="needs 0 <= start < end <= 1")
     knots = [(0.0, 0.0), (start, 0.0), (end, 1.0), (1.0, 1.0)]

@@ -22,6 +22,7 @@ from megatron_kis.common.identity import (
     CHECKPOINT_SCHEMA,
     RUN_FILE,
     RUN_SCHEMA,
+    STUDY_FILE,
     data_differences,
     differences,
     settings_of,
@@ -34,6 +35,7 @@ from megatron_kis.training.record import config_fingerprint, result_settings, se
 
 _SHOWN = 3  # names, and kinds of differences
 _SHOWN_DIFFERENCES = 6  # of each kind
+_KEPT = ("data", "runs")  # folders that a study replaces or removes
 _REMEDY = "restore the settings, choose another output, or move those runs away"
 
 
@@ -144,8 +146,13 @@ def check_output(output: Path) -> None:
     """Refuses an output folder that cannot be made.
 
     Raises:
-        InputError: it, or a folder above it, is a file; a name is too long; or nothing can be made in the folder.
+        InputError: it, or a folder above it, is a file; it is where another study keeps its data or runs; a name is too
+            long; or nothing can be made in the folder.
     """
+    for place in (output, *output.absolute().parents):
+        if place.name in _KEPT and (place.absolute().parent / STUDY_FILE).exists():
+            problem = f"is in the folder of another study, {place.absolute().parent}"
+            raise InputError(problem, where=f"output: {output}", remedy="choose another output")
     for place in (output, *output.absolute().parents):
         try:
             folder = S_ISDIR(place.stat().st_mode)

@@ -20,6 +20,9 @@ from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 from megatron_kis.study.specs import RunSpec, expand_grid
 from megatron_kis.study.written import naming_keys, of_some_run
 
+_AXES = {"token_budgets", "facts", "frequencies", "infusion_ratios", "seeds"}
+"""What an entry of the ladder may have of the grid."""
+
 
 def runs_of(study: StudyConfig, data: DataConfig) -> list[RunConfig]:
     """Returns the runs of a study, the most expensive first (so that none is left alone at the end), trunks before all.
@@ -42,8 +45,13 @@ def runs_of(study: StudyConfig, data: DataConfig) -> list[RunConfig]:
     if count > 1:
         names = dict.fromkeys(repr(run.name) for run in runs if same_place(run.name) == folded)
         called = " and ".join(list(names)[:3])
+        entries = [spec.entry for spec in specs if same_place(spec.name) == folded]
+        places = [f"ladder.{number}" for number, entry in enumerate(study.ladder) if entry in entries]
+        settings = [entry.model_dump(exclude=_AXES) for entry in entries]
+        same = len(names) == 1 and all(one == settings[0] for one in settings)
+        remedy = "leave that run out of all but one of them" if same else "give each size its own 'name'"
         raise InputError(
-            f"{count} runs would be called {called}", where="ladder", remedy="give each size its own 'name'"
+            f"{count} runs would be called {called} ({' and '.join(places)})", where="ladder", remedy=remedy
         )
     return sorted(runs, key=lambda run: (run.trunk is not None, -cost(run)))
 

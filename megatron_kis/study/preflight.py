@@ -15,7 +15,9 @@ from megatron_kis.checkpoint.start import check_start_tokenizer, open_start
 from megatron_kis.common.errors import InputError, first_of
 from megatron_kis.common.terms import BACKGROUND, CONTROL, INFUSED, TRAIN
 from megatron_kis.config.study import StudyConfig
+from megatron_kis.config.training import check_precision
 from megatron_kis.data_tools.facts.fact import load_facts
+from megatron_kis.data_tools.readers.files import expand
 from megatron_kis.data_tools.rendering.templates import Templates, load_templates
 from megatron_kis.data_tools.tokenizers.base import Tokenizer
 from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
@@ -59,6 +61,19 @@ def relations_of_facts(path: Path) -> Relations:
     return found
 
 
+def _check_text(study: StudyConfig) -> None:
+    """Refuses text among what the study itself writes, such as a pattern of names that its own files match."""
+    try:
+        files = expand(study.data.text)
+    except InputError:
+        return  # the preparation of the data reports what is wrong with them
+    written = [(study.output / name).resolve() for name in ("data", "runs")]
+    for path in files:
+        if any(path.resolve().is_relative_to(folder) for folder in written):
+            problem = f"{path} is in the folder that the study writes"
+            raise InputError(problem, where="data.text", remedy="name the files of the text alone")
+
+
 def _check_starts(study: StudyConfig) -> None:
     """Refuses a size that is not its start's, or sequences that are longer than its positions, before data are made."""
     checked = set()
@@ -77,6 +92,37 @@ def _check_starts(study: StudyConfig) -> None:
                 compared.add(model.init_from)
 
 
+def check_device(study: StudyConfig, *, here: bool = False) -> None:
+    """Refuses what the device of the runs cannot train: each of them would fail with the same message.
+
+    Args:
+        study: the study.
+        here: whether the runs are executed on this machine; what its device ``auto`` is on another one is not known.
+
+    Raises:
+        InputError: ``cuda`` where there is none, or a precision or layers that need it.
+    """
+    layers = {number: entry.transformer_impl for number, entry in enumerate(study.ladder)}
+    precision, device = study.training.precision, study.device
+    needs_cuda = [number for number, asked in layers.items() if asked == "transformer_engine"]
+    cpu = device == "cpu"
+    if here and not cpu and (needs_cuda or precision in ("bf16", "fp8") or device == "cuda"):
+        import torch  # seconds, which only these studies wait
+
+        cpu = not torch.cuda.is_available()
+        if cpu and device == "cuda":
+            raise InputError("is cuda, and this machine has no CUDA device", where="device", remedy="use auto or cpu")
+    if not cpu:
+        return
+    check_precision(precision, cpu=True)
+    if precision == "fp8":
+        problem = "is fp8, which needs CUDA; the device is a CPU"
+        raise InputError(problem, where="training.precision", remedy="use auto or fp32")
+    if needs_cuda:
+        where = f"ladder.{needs_cuda[0]}.transformer_impl"
+        raise InputError("is transformer_engine, which needs CUDA; the device is a CPU", where=where, remedy="use auto")
+
+
 def check_study(study: StudyConfig, relations: Relations | None = None) -> list[Remark]:
     """Checks that a study can be analysed as it declares; reads its templates alone.
 
@@ -91,6 +137,8 @@ def check_study(study: StudyConfig, relations: Relations | None = None) -> list[
         InputError: what makes it impossible.
     """
     study.logging.check_packages()
+    _check_text(study)
+    check_device(study)
     _check_starts(study)
     try:
         templates = load_templates(study.data.templates)

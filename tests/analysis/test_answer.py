@@ -121,6 +121,16 @@ def test_the_target_has_one_dose_and_it_is_that_of_the_decision():
     assert "recommended" not in page.replace("kis law predict recommends", "").lower()
 
 
+def test_where_no_dose_is_safe_it_is_said_whether_that_is_known_or_only_not_excluded():
+    for sizes, told in (
+        (SIZES[:3], "no dose can be named yet: even at 1 exposure of each fact it is not 95% certain that earlier"),
+        (SIZES, "no dose is safe by these laws: even at 1 exposure of each fact it is not 95% certain that earlier"),
+    ):
+        result = analyse_points(everything(sizes), QUICK, predict_params=[1e8])
+        vars(result)["decisions"] = [replace(decision, dose=None, amounts=None) for decision in result.decisions]
+        assert answer(result).target[0].startswith(f"For 100M parameters and 1M tokens, {told}")
+
+
 def test_a_law_of_few_models_gives_a_first_estimate_and_what_is_missing():
     result = analyse_points(everything(SIZES[:3]), QUICK, predict_params=[1e7])
     first = answer(result)

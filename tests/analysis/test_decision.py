@@ -390,8 +390,8 @@ def test_the_report_says_how_much_to_infuse_into_every_size_that_it_predicts_for
 def test_a_decision_in_words():
     few = decide([law_of(scale=0.05, power=0.1)], N)
     assert sentence(few) == (
-        "There is no dose at which collapse of background facts is avoided with 95%: by these laws not even at 1. "
-        "What is lost first: collapse of background facts."
+        "There is no dose at which collapse of background facts is avoided with 95%: by these laws not even at 1 "
+        "exposure of each fact. What is lost first: collapse of background facts."
     )
     k = law_of(slice=Slice("facts", "frequency", 14.0), scale=30.0)
     assert sentence(decide([k], N)).startswith("Infuse at most ")

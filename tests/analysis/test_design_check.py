@@ -101,6 +101,12 @@ def test_few_facts_and_one_seed_are_told_what_they_show_and_what_would_show_more
     assert all(power.enough for power in checked(select=few, seeds=seeds).powers)
 
 
+def test_few_facts_that_are_shown_of_many_are_told_the_key_that_says_so() -> None:
+    check = checked(facts=[0, 24], seeds=[0])
+    said = next(remark for remark in check.remarks if "24 infused facts and 1 seed show" in remark.problem)
+    assert said.key == "facts"
+
+
 def test_a_background_that_is_shown_too_seldom_is_told_how_often_and_what_it_costs() -> None:
     (seldom,) = checked(background={"frequency": 40}).remarks
     assert seldom.key == "background.frequency"
@@ -126,6 +132,7 @@ def test_a_background_that_is_shown_too_seldom_is_told_how_often_and_what_it_cos
         ({"ladder": SIZES[4:]}, "2 models of 2 sizes can carry none: it needs 5 points of at least 3 sizes"),
         ({"frequencies": [0, 100, 400]}, "frequencies: every model has fewer than the 4 levels of F, 0 included"),
         ({"analysis": {"law": "N and D"}}, "analysis.law: N and D has a term in D, and there is one budget"),
+        ({"predict": [1e6, 7]}, "predict: 7 parameters are fewer than those of the smallest size, "),
         ({"analysis": {"axis": "facts"}}, "analysis.axis: is facts, and the runs have one K only"),
         (
             {"ladder": [{**size, "token_budgets": [500_000 * (k + 1)]} for k, size in enumerate(SIZES[:2])]},

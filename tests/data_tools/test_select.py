@@ -105,6 +105,17 @@ def test_too_few_facts_say_how_many_there_are():
         select_facts(many(12), SelectConfig(infused=-1))
 
 
+def test_too_few_facts_say_how_many_can_be_chosen_in_the_same_proportions():
+    rows = many(60, relation="r") + many(40, relation="q")
+    wanted = SelectConfig(infused=60, background=30, control=30)
+    with pytest.raises(InputError, match=r"; ask for fewer facts \(infused: .* fit\), or add relations") as caught:
+        select_facts(rows, wanted)
+    found = dict(re.findall(r"(infused|background|control): (\d+)", str(caught.value)))
+    counts = {group: int(count) for group, count in found.items()}
+    assert counts == {"infused": 40, "background": 20, "control": 20}
+    assert len(select_facts(rows, SelectConfig(**counts)).facts) == 80
+
+
 def test_long_names_are_dropped_where_a_limit_is_set():
     rows = many(12) + candidates([("A mountain with a very long name", "Chile")])
     selection = select_facts(rows, SelectConfig(infused=4, background=4, control=4, longest_name=12))

@@ -65,6 +65,16 @@ TABLE: list[tuple[str, Any, str]] = [
     ("background", [{"facts": 3, "frequency": 0}], "background.0.frequency: is 0; must be above 0"),
     ("background", [{"facts": 3, "freqency": 1, "frequency": 2}], "background.0.freqency: unknown key; did you mean"),
     ("background", {"groups": [{"facts": 3}]}, "background.groups.0.frequency: is missing; add it"),
+    # a misspelt key also leaves the right one missing
+    ("background", [{"fact": 3, "frequency": 2}], "background.0.fact: unknown key; did you mean 'facts'?"),
+    # percentages where shares are wanted
+    ("infusion_ratios", ["30%"], "infusion_ratios.0: is '30%'; must be a number; 30% is 0.3"),
+    ("infusion_ratios", [0, 30], "infusion_ratios.1: is 30; must be below 1; 30% is 0.3"),
+    ("training.optimizer.warmup_share", 5, "training.optimizer.warmup_share: is 5; must be below 1; 5% is 0.05"),
+    ("infusion_ratios", [400], "infusion_ratios.0: is 400; must be below 1"),
+    # commas
+    ("frequencies", "0, 8, 16", "frequencies: is '0, 8, 16'; must be a list, such as [0, 8, 16]"),
+    ("ladder", [{"layers": 1, "learning_rate": 2, "5e-3": None}], "ladder.0.5e-3: unknown key; write a number with a"),
     # true and false are no numbers
     ("probes.facts_per_group", True, "probes.facts_per_group: is true; must be a whole number"),
     ("training.optimizer.learning_rate", True, "training.optimizer.learning_rate: is true; must be a number"),
@@ -143,7 +153,7 @@ def test_a_wrong_value_is_named_as_it_was_written(place: Any, value: Any, messag
         ([0.5, 3], "data.corpus: has 3; expected a prefix, as in"),
         ([0.5, ["a"]], "data.corpus: has ['a']; expected a prefix, as in"),
         ([{"prefix": "a", "weight": 0}], "data.corpus.0.weight: is 0; must be above 0"),
-        ([{"prefix": "a", "wieght": 1}], "data.corpus.0.weight: is missing; add it"),
+        ([{"prefix": "a", "wieght": 1}], "data.corpus.0.wieght: unknown key; did you mean 'weight'?"),
         (["a"], "data.corpus.0: is 'a'; must be a mapping with keys such as prefix, weight"),
     ],
 )

@@ -179,6 +179,22 @@ def test_an_override_replaces_and_adds(tmp_path: Path) -> None:
     assert config.training.token_budget == 4096
 
 
+def test_an_override_names_an_entry_of_a_list_as_errors_do(tmp_path: Path) -> None:
+    file = written(tmp_path, yaml.safe_dump(STUDY))
+    study = load_config(StudyConfig, file, ["ladder.0.name=small", "data.text.0=other.jsonl"])
+    assert study.ladder[0].name == "small"
+    assert study.data.text[0] == Path.cwd() / "other.jsonl"  # of the command line: from here
+    with pytest.raises(InputError, match=r"^ladder\.7\.name=x: '7' is none of \d entries of a list"):
+        load_config(StudyConfig, file, ["ladder.7.name=x"])
+    with pytest.raises(InputError, match=r"^ladder\.0\.seeds=x: is 'x'"):
+        load_config(StudyConfig, file, ["ladder.0.seeds=x"])
+
+
+def test_a_check_of_several_keys_names_the_override_that_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^analysis\.scoring=pmj: 'pmj' is not a scoring rule"):
+        load_config(StudyConfig, written(tmp_path, yaml.safe_dump(STUDY)), ["analysis.scoring=pmj"])
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

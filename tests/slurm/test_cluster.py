@@ -122,6 +122,7 @@ def started(
             folder / "wrong",
             ladder=[{**small, "parallel": {"replicas": 2}}],
             frequencies=[8],
+            device="auto",
             training={"sequence_length": 64, "global_batch_size": 8, "precision": "fp8"},  # only its ranks can tell
             executor={"retries": 2},
             cluster={**SMALL_JOBS, "large": {"ranks_per_node": 2, "cpus_per_rank": 1, "launcher": "torchrun"}},

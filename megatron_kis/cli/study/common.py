@@ -39,7 +39,11 @@ def add_step(
     if run:
         parser.add_argument("run_name", metavar="RUN", help="the run's name, as kis study status shows it")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings that replace the file's, e.g. seeds=[0,1]"
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="settings that replace the file's, e.g. seeds=[0,1]",
     )
     if json:
         parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -89,12 +93,23 @@ def _in_file(error: InputError, options: argparse.Namespace) -> InputError:
 def load_study(options: argparse.Namespace) -> StudyConfig:
     """Returns the study that the options name, checked; relative paths begin at the study file's folder."""
     from megatron_kis.common.configuration import load_config
+    from megatron_kis.common.identity import STUDY_FILE
     from megatron_kis.config.study import StudyConfig
     from megatron_kis.study.manifest import FILE
 
-    if (resolved := options.study / FILE).is_file():
-        raise InputError("is a folder", where=str(options.study), remedy=f"give the study file, such as {resolved}")
-    return load_config(StudyConfig, options.study, options.overrides)
+    if options.study.is_dir():
+        resolved = options.study / FILE
+        like = f", such as {resolved}" if resolved.is_file() else ""
+        raise InputError("is a folder", where=str(options.study), remedy=f"give the study file{like}")
+    study = load_config(StudyConfig, options.study, options.overrides)
+    record = study.output / FILE
+    if record.exists() and record.samefile(options.study) and not (study.output / STUDY_FILE).exists():
+        raise InputError(
+            f"is the folder of the study file, and kis keeps a {FILE} of its own there, which would replace it",
+            where="output",
+            remedy="choose another output, or rename the study file",
+        )
+    return study
 
 
 def data_config(study: StudyConfig, folder: Path | None = None) -> DataConfig:

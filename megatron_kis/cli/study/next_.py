@@ -191,12 +191,12 @@ def _look(
 
 def _runs(study: StudyConfig) -> Runs:
     """Returns the complete runs of the study; names those that are not counted, of other settings or questions."""
-    from megatron_kis.analysis.report.summary import not_asked, not_of_this_study
+    from megatron_kis.analysis.report.summary import not_asked, not_counted, not_of_this_study
     from megatron_kis.analysis.runs.load import load_runs
     from megatron_kis.cli.study.report import belonging
 
     runs = load_runs(study.output, belonging(study))
-    for line in (not_of_this_study(runs), not_asked(runs)):
+    for line in (not_of_this_study(runs), not_asked(runs), not_counted(runs)):
         if line:
             logger.warning(printable(line))
     return runs

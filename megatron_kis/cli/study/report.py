@@ -45,7 +45,7 @@ def analyse(study: StudyConfig, *, as_json: bool) -> None:
     """Analyses the runs that are done, writes the report, and prints the findings."""
     from megatron_kis.analysis.outputs import analyse_study
     from megatron_kis.analysis.report.answer import answer
-    from megatron_kis.analysis.report.summary import not_asked, not_of_this_study
+    from megatron_kis.analysis.report.summary import not_asked, not_counted, not_of_this_study
 
     result = analyse_study(study.output, study.analysis, predict_params=study.predict, belongs=belonging(study))
     assert result.runs is not None
@@ -58,7 +58,7 @@ def analyse(study: StudyConfig, *, as_json: bool) -> None:
     for line in (*told.measured, *told.target, told.more, *told.changes):
         if line:
             print(f"- {printable(line)}")
-    for line in (not_of_this_study(result.runs), not_asked(result.runs)):
+    for line in (not_of_this_study(result.runs), not_asked(result.runs), not_counted(result.runs)):
         if line:
             print(f"- {printable(line)}")
     print(outputs["report.html"])

@@ -65,6 +65,7 @@ def _run(options: argparse.Namespace) -> int:
     from megatron_kis.study.data import check_sources, with_data
     from megatron_kis.study.lock import study_lock
     from megatron_kis.study.manifest import FILE, write_manifest, write_study
+    from megatron_kis.study.preflight import check_device
 
     study = load_study(options)
     settings = study.executor
@@ -77,7 +78,10 @@ def _run(options: argparse.Namespace) -> int:
     runs = selected(every, options.only)
     if not options.restart:
         refuse(study.output, unfinished_conflicts(runs))
-    remarks = [] if all((run.output / "DONE").exists() for run in runs) else check_first(study)
+    remarks = []
+    if not all((run.output / "DONE").exists() for run in runs):
+        check_device(study, here=True)
+        remarks = check_first(study)
     check_sources(study.data)
     with study_lock(study.output) as lock:  # before the data: a run on another machine may be reading them
         prepare(study, restarted={run.name for run in runs} if options.restart else ())

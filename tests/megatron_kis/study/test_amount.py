@@ -51,7 +51,7 @@ def test_the_command_line_may_change_the_doses(study: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (("facts=[17]",), "facts: 17 of 16 infused facts; raise data.select.infused"),
+        (("facts=[17]",), "facts=[17]: 17 of 16 infused facts; at most 16, or raise data.select.infused"),
         (
             ("infusion_ratios=[0.001]",),
             "infusion_ratios: run 1x16_D5.12k_K8_R0.001_s0: 0.001 of 5,120 tokens shows",

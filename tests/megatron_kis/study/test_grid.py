@@ -75,10 +75,18 @@ def test_the_most_expensive_runs_start_first() -> None:
     ],
 )
 def test_two_runs_never_share_a_folder(ladder: list[dict[str, Any]]) -> None:
-    with pytest.raises(InputError, match=r"ladder: 2 runs would be called '.*'; give each size its own 'name'"):
+    with pytest.raises(InputError, match=r"called '.*' \(ladder\.0 and ladder\.1\); give each size its own 'name'"):
         runs(ladder=ladder)
     named = [{**rung, "name": f"size{number}"} for number, rung in enumerate(ladder)]
     assert len({run.output for run in runs(ladder=named)}) == 16
+
+
+def test_a_run_of_two_entries_of_one_size_is_to_be_left_out_of_one() -> None:
+    size = {"layers": 2, "width": 32, "heads": 2}
+    again = {**size, "frequencies": [8], "seeds": [0]}
+    told = r"ladder: 2 runs would be called '2x32_D100k_F8_s0' \(ladder\.0 and ladder\.1\); leave that run out"
+    with pytest.raises(InputError, match=told):
+        runs(ladder=[{**again, "frequencies": [0, 8]}, again])
 
 
 @pytest.mark.parametrize(
@@ -218,7 +226,7 @@ def test_without_numbers_of_facts_all_are_shown_and_runs_are_named_as_they_were(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"facts": [20, 101]}, "study: facts: 101 of 100 infused facts; raise data.select.infused"),
+        ({"facts": [20, 101]}, "study: facts: 101 of 100 infused facts; at most 100, or raise data.select.infused"),
         (
             {"ladder": [{"preset": "cpu-32", "facts": [200]}]},
             "study: ladder.0.facts: 200 of 100 infused facts",

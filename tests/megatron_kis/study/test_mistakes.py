@@ -11,6 +11,7 @@ import yaml
 
 from megatron_kis.cli.main import main
 from megatron_kis.common.errors import InputError
+from megatron_kis.data_tools.preparation.checks import check_there
 from megatron_kis.data_tools.tokenizers.base import read_meta, side_file
 from tests.sources import write_sources
 from tests.studies import write_study
@@ -68,8 +69,14 @@ def in_encoding(name: str, encoding: str) -> Callable[[Path], None]:
     return change
 
 
-def emptied(study: Path) -> None:
-    study.with_name("text.jsonl").write_bytes(b"")
+def replaced(name: str, content: bytes) -> Callable[[Path], None]:
+    def change(study: Path) -> None:
+        study.with_name(name).write_bytes(content)
+
+    return change
+
+
+emptied = replaced("text.jsonl", b"")
 
 
 MISTAKES: list[tuple[Callable[[Path], None], list[str]]] = [
@@ -96,6 +103,12 @@ MISTAKES: list[tuple[Callable[[Path], None], list[str]]] = [
     ),
     (setting("seeds", [2**64]), ["study.yaml: seeds.0: is 18446744073709551616; must be below"]),
     (setting("output", ""), ["study.yaml: output: is empty; must be a path"]),
+    (setting("output", "C:\\studies\\a"), [r"study.yaml: output: 'C:\studies\a' is a path of Windows, not one of"]),
+    (setting("data.text", ["https://example.org/t.jsonl"]), ["study.yaml: data.text", "is an address, not"]),
+    (setting("data.text", ["*.json"]), ["study.yaml: data.text: *.json: matches no file"]),
+    (setting("data.tokenizer", "gpt2"), ["study.yaml: data.tokenizer: there is no gpt2", "not the name of a model"]),
+    (replaced("text.jsonl", b"a plain text\n"), ["text.jsonl:1: malformed", "plain text, name the file .txt"]),
+    (setting("token_budgets", [100]), ["token_budgets: run 1x16_D100_F0_s0: 100 is less", "at least 512"]),
 ]
 
 
@@ -125,6 +138,58 @@ def test_an_output_that_is_a_file_is_refused_by_its_key(
     line = refused(capsys, "study", *command.split(), "study.yaml", "output=out")
     assert "error: output: out: is a file, not a folder" in line
     assert study.with_name("out").read_text() == "mine"
+
+
+@pytest.mark.parametrize("place", ["out/runs", "out/data/new"])
+def test_an_output_in_the_folder_of_another_study_is_refused(
+    study: Path, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (study.parent / place).mkdir(parents=True)
+    (study.parent / "out" / "study.json").write_text("{}")
+    line = refused(capsys, "study", "plan", "study.yaml", f"output={place}")
+    assert f"output: {place}: is in the folder of another study" in line
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_the_study_file_is_not_replaced_by_the_record_of_the_study(
+    study: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study.write_text(study.read_text() + "# a remark of mine\n")
+    before = study.read_text()
+    line = refused(capsys, "study", command, "study.yaml", "output=.")
+    assert "output: is the folder of the study file, and kis keeps a study.yaml of its own there" in line
+    assert study.read_text() == before
+
+
+def test_a_file_of_another_kind_is_called_by_what_it_is(
+    study: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "law.json").write_text('{"schema": "kis.law/1"}')
+    line = refused(capsys, "law", "validate", "law.json", "--points", "p.csv")
+    assert line.endswith("law.json: is a law; expected a prediction, the output of kis law predict --output")
+    (tmp_path / "run.json").write_text('{"schema": "kis.run/1"}')
+    (tmp_path / "config.yaml").write_text("")
+    line = refused(capsys, "train", "run.json")
+    assert line.endswith("run.json: is the record of a run; give the configuration of a run, such as config.yaml")
+
+
+def test_templates_that_are_not_there_are_named_by_their_key() -> None:
+    with pytest.raises(InputError, match=r"data\.templates: there is no none\.yaml; a relative path starts"):
+        check_there({"templates": [Path("none.yaml")]})
+
+
+def test_text_among_the_files_of_the_study_is_refused(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (study.parent / "out" / "data").mkdir(parents=True)
+    (study.parent / "out" / "data" / "facts.jsonl").write_text('{"text": "x"}\n')
+    setting("data.text", ["**/*.jsonl"])(study)
+    line = refused(capsys, "study", "plan", "study.yaml")
+    assert "study.yaml: data.text: out/data/facts.jsonl is in the folder that the study writes; name the" in line
+
+
+def test_no_setting_is_asked_for_where_the_file_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["study", "plan"])
+    assert capsys.readouterr().err.rstrip().endswith("the following arguments are required: STUDY.yaml")
 
 
 @pytest.mark.parametrize("place", [".", "/"])
@@ -209,7 +274,13 @@ UNUSABLE: list[tuple[list[str], str]] = [
     (["plan", "study.yaml", "--batch", "512"], "--batch: cannot be combined with a file"),
     (["plan", "triples.tsv"], "MODEL: preset: no model preset 'triples.tsv'; valid: "),
     (["train", "study.yaml"], "study.yaml: is a study, not a run; kis study run trains its runs"),
-    (["train", "."], ".: cannot be read (Is a directory); name a file in it"),
+    (["train", "."], ".: is a folder; give the configuration of a run"),
+    (["law", "predict", ".", "--params", "7b"], ".: is a folder; expected a law, such as law.json of a study"),
+    (
+        ["law", "predict", "study.yaml", "--params", "7b"],
+        "study.yaml:1: not valid JSON (Expecting value); expected a l",
+    ),
+    (["law", "validate", ".", "--points", "p.csv"], ".: is a folder; expected a prediction, the output of kis law"),
     (["probe", "nowhere", "--batch-size", "0"], "--batch-size: is 0; use 1 or more"),
     (["probe", "nowhere", "--tensor", "0"], "--tensor: is 0; use 1 or more"),
     (["probe", "nowhere", "--device", "gpu"], "--device: unknown device 'gpu'; valid: auto, cpu, cuda"),

@@ -219,3 +219,31 @@ def test_a_size_that_is_not_its_starts_is_refused_before_the_data_are_made(
     shutil.rmtree(start)
     gone = refused(study, command, capsys, f"ladder={json.dumps([entry])}")
     assert re.search(r"ladder\.0\.init_from: run \S+: .*start\.json: no such file", gone)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (("training.precision=bf16",), "training.precision: is bf16; a CPU cannot train in bf16"),
+        (("training.precision=fp8",), "training.precision: is fp8, which needs CUDA"),
+        (("ladder=[{layers: 1, width: 16, heads: 2, transformer_impl: transformer_engine}]",), "which needs CUDA"),
+    ],
+)
+def test_what_the_device_cannot_train_is_refused_before_training(
+    study: Path,
+    changes: tuple[str, ...],
+    told: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert told in refused(study, "plan", capsys, "device=cpu", *changes)
+    assert planned(study, capsys, "device=auto", *changes)  # the runs may be executed on another machine
+    assert told in refused(study, "run", capsys, "device=auto", *changes)
+
+
+def test_a_study_for_cuda_is_refused_where_there_is_none(
+    study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "device: is cuda, and this machine has no CUDA device" in refused(study, "run", capsys, "device=cuda")

@@ -68,6 +68,20 @@ def test_all_runs_of_the_study_are_reported(study: Path, capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize("step", ["report", "next"])
+def test_a_run_that_cannot_be_counted_is_named_where_the_findings_are(
+    study: Path, capsys: pytest.CaptureFixture[str], step: str
+) -> None:
+    first, second, *_ = sorted((study.parent / "out" / "runs").iterdir())
+    (first / "probes.jsonl").write_text("oops")
+    (second / "DONE").unlink()
+    assert main(["study", step, str(study), *(["--params", "1e6"] if step == "next" else [])]) == 0
+    told = capsys.readouterr()
+    line = next(line for line in (told.out + told.err).splitlines() if "2 runs are not counted: " in line)
+    assert f"{first.name} (damaged: " in line
+    assert f"{second.name} (incomplete: " in line
+
+
+@pytest.mark.parametrize("step", ["report", "next"])
 @pytest.mark.parametrize("prepared", [False, True])
 def test_a_study_without_runs_is_told_to_train_them(
     study: Path, capsys: pytest.CaptureFixture[str], step: str, prepared: bool
