@@ -69,8 +69,12 @@ TABLE: list[tuple[str, Any, str]] = [
     ("background", [{"fact": 3, "frequency": 2}], "background.0.fact: unknown key; did you mean 'facts'?"),
     # percentages where shares are wanted
     ("infusion_ratios", ["30%"], "infusion_ratios.0: is '30%'; must be a number; 30% is 0.3"),
-    ("infusion_ratios", [0, 30], "infusion_ratios.1: is 30; must be below 1; 30% is 0.3"),
-    ("training.optimizer.warmup_share", 5, "training.optimizer.warmup_share: is 5; must be below 1; 5% is 0.05"),
+    ("infusion_ratios", [0, 30], "infusion_ratios.1: is 30; must be below 1 and at least 0; 30% is 0.3"),
+    (
+        "training.optimizer.warmup_share",
+        5,
+        "training.optimizer.warmup_share: is 5; must be below 1 and at least 0; 5% is 0.05",
+    ),
     ("infusion_ratios", [400], "infusion_ratios.0: is 400; must be below 1"),
     # commas
     ("frequencies", "0, 8, 16", "frequencies: is '0, 8, 16'; must be a list, such as [0, 8, 16]"),

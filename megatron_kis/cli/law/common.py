@@ -46,8 +46,15 @@ def add_source(parser: argparse.ArgumentParser, *, points: str = "") -> None:
 
 
 def source_of(options: argparse.Namespace) -> Path:
-    """Returns what is read."""
+    """Returns what is read.
+
+    Raises:
+        InputError: it is a file of settings.
+    """
     source: Path = options.source or options.curves or options.points
+    if source.suffix in (".yaml", ".yml") and source.is_file():
+        remedy = "give the folder that a study writes, a runs folder or a curves.csv"
+        raise InputError("is a file of settings", where=str(source), remedy=remedy)
     return source
 
 

@@ -166,7 +166,9 @@ def test_a_file_of_another_kind_is_called_by_what_it_is(
 ) -> None:
     (tmp_path / "law.json").write_text('{"schema": "kis.law/1"}')
     line = refused(capsys, "law", "validate", "law.json", "--points", "p.csv")
-    assert line.endswith("law.json: is a law; expected a prediction, the output of kis law predict --output")
+    assert line.endswith(
+        "law.json: is a law (kis.law), not a prediction; expected a prediction, which kis law predict --output writes"
+    )
     (tmp_path / "run.json").write_text('{"schema": "kis.run/1"}')
     (tmp_path / "config.yaml").write_text("")
     line = refused(capsys, "train", "run.json")
@@ -275,12 +277,12 @@ UNUSABLE: list[tuple[list[str], str]] = [
     (["plan", "triples.tsv"], "MODEL: preset: no model preset 'triples.tsv'; valid: "),
     (["train", "study.yaml"], "study.yaml: is a study, not a run; kis study run trains its runs"),
     (["train", "."], ".: is a folder; give the configuration of a run"),
-    (["law", "predict", ".", "--params", "7b"], ".: is a folder; expected a law, such as law.json of a study"),
+    (["law", "predict", ".", "--params", "7b"], ".: is a folder; expected a law, which kis law fit writes"),
     (
         ["law", "predict", "study.yaml", "--params", "7b"],
         "study.yaml:1: not valid JSON (Expecting value); expected a l",
     ),
-    (["law", "validate", ".", "--points", "p.csv"], ".: is a folder; expected a prediction, the output of kis law"),
+    (["law", "validate", ".", "--points", "p.csv"], ".: is a folder; expected a prediction, which kis law predict"),
     (["probe", "nowhere", "--batch-size", "0"], "--batch-size: is 0; use 1 or more"),
     (["probe", "nowhere", "--tensor", "0"], "--tensor: is 0; use 1 or more"),
     (["probe", "nowhere", "--device", "gpu"], "--device: unknown device 'gpu'; valid: auto, cpu, cuda"),
@@ -300,7 +302,7 @@ UNUSABLE: list[tuple[list[str], str]] = [
     (["import", "hf", "nowhere", "--output", "st"], "nowhere: no such folder; give the folder of a model"),
     (
         ["law", "collapse", "study.yaml", "--output", "p.csv"],
-        "study.yaml: is a file; give a folder of runs, or a study",
+        "study.yaml: is a file of settings; give the folder that a study writes, a runs folder or a curves.csv",
     ),
     (
         ["law", "predict", "triples.tsv", "--params", "7b"],
