@@ -64,7 +64,7 @@ def remarks(study: Path, capsys: pytest.CaptureFixture[str], *changes: str) -> d
 COMMANDS = ["plan", "run", "submit --dry-run"]
 WRONG = {
     "analysis.split=heldout": "'heldout' is not a split of the templates; did you mean 'held_out'?",
-    "analysis.scoring=statment": "analysis.scoring=statment: 'statment' is not a scoring rule; did you mean 'statement'?",
+    "analysis.scoring=statment": "scoring=statment: 'statment' is not a scoring rule; did you mean 'statement'?",
     "probes.templates={train: 1}": (
         "analysis.split: 'held_out' is not asked, probes.templates leaves held_out out; ask for it there, or analyse "
         "one that is asked: train"
