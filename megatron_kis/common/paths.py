@@ -20,7 +20,7 @@ from megatron_kis.common.errors import InputError
 _NO_NAMELESS_FILES = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}
 """Errors of a file system that has no unnamed files, such as NFS."""
 
-_ELSEWHERE = {"an address": r"[A-Za-z][\w+.-]+:/", "a path of Windows": r"[A-Za-z]:[\\/]"}
+_ELSEWHERE = {"an address": r"[A-Za-z][\w+.-]+:/", "a Windows path": r"[A-Za-z]:[\\/]"}
 """What is no path on this machine; ``Path`` makes one slash of the two in an address."""
 
 _VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})", flags=re.ASCII)
@@ -30,12 +30,12 @@ def expanded(path: Path | str) -> Path:
     """Returns the path with ``~`` and environment variables filled in.
 
     Raises:
-        InputError: a variable that is not set, a user who is not known, an address, or a path of Windows.
+        InputError: a variable that is not set, a user who is not known, an address, or a Windows path.
     """
     text = str(path)
     for what, pattern in _ELSEWHERE.items():
         if re.match(pattern, text):
-            remedy = "copy it to this machine and give its path" if what == "an address" else "write it with / alone"
+            remedy = "copy it to this machine and give its path here"
             raise InputError(f"'{text}' is {what}, not one of this machine", remedy=remedy)
     missing = [name for match in _VARIABLE.finditer(text) if (name := match[1].strip("{}")) not in os.environ]
     if missing:

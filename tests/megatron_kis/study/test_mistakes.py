@@ -103,7 +103,7 @@ MISTAKES: list[tuple[Callable[[Path], None], list[str]]] = [
     ),
     (setting("seeds", [2**64]), ["study.yaml: seeds.0: is 18446744073709551616; must be below"]),
     (setting("output", ""), ["study.yaml: output: is empty; must be a path"]),
-    (setting("output", "C:\\studies\\a"), [r"study.yaml: output: 'C:\studies\a' is a path of Windows, not one of"]),
+    (setting("output", "C:\\studies\\a"), [r"study.yaml: output: 'C:\studies\a' is a Windows path, not one of"]),
     (setting("data.text", ["https://example.org/t.jsonl"]), ["study.yaml: data.text", "is an address, not"]),
     (setting("data.text", ["*.json"]), ["study.yaml: data.text: *.json: matches no file"]),
     (setting("data.tokenizer", "gpt2"), ["study.yaml: data.tokenizer: there is no gpt2", "not the name of a model"]),
