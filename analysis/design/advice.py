@@ -70,8 +70,9 @@ def advice(
         causes = [(point, undecided(point, settings, outline.chance)) for point in own]
         say = _Words(group, len(own))
         unknown = [point for point, why in causes if why.never_known]
-        faint = [point for point, why in causes if why.too_faint]
-        open_ = [point for point in own if point.status == RIGHT_CENSORED]
+        begun = [point for point in own if _has_only_begun(point, settings)]
+        faint = [point for point, why in causes if why.too_faint and point not in begun]
+        open_ = [point for point in own if point.status == RIGHT_CENSORED or point in begun]
         early = [point for point in own if point.status == LEFT_CENSORED]
         known = [point for point in own if point.informative]
         found += _never_known(say, unknown, outline, settings) if unknown else []
@@ -81,13 +82,21 @@ def advice(
         found += _never_lost(say, open_, outline, largest_ratio) if open_ else []
         found += _lost_at_once(say, early, outline) if early else []
         found += _bracketed(say, known) if known else []
-        others = [p for p in own if p.status == INCONCLUSIVE and p not in unknown and p not in faint]
+        said = [*unknown, *faint, *open_]
+        others = [p for p in own if p.status == INCONCLUSIVE and p not in said]
         found += (
             [Remark(outline.key_of(others[0].slice), f"{say(others)}: {others[0].reason}", "more levels")]
             if others
             else []
         )
     return found
+
+
+def _has_only_begun(point: Transition, settings: AnalysisConfig) -> bool:
+    """Whether a fall is certain, and smaller than what counts as one."""
+    if point.status != INCONCLUSIVE or point.drop is None or point.p_value is None:
+        return False
+    return point.p_value <= settings.alpha and point.drop < settings.delta_min
 
 
 @dataclass(frozen=True)
@@ -136,7 +145,8 @@ def _too_faint(say: _Say, points: Sequence[Transition], settings: AnalysisConfig
 
 
 def _never_lost(say: _Say, points: Sequence[Transition], outline: Outline, largest_ratio: float) -> list[Remark]:
-    problem = f"{say(points)}: nothing is lost up to the largest {points[0].slice.symbol}"
+    lost = "little" if any(point.status == INCONCLUSIVE for point in points) else "nothing"
+    problem = f"{say(points)}: {lost} is lost up to the largest {points[0].slice.symbol}"
     if points[0].slice.axis == FACTS:
         return [Remark("data.select.infused", problem, "more infused facts, or a smaller background.frequency")]
     used = float(outline.table["infusion_ratio"].max())
