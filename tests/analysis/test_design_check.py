@@ -249,7 +249,7 @@ def test_what_to_change_for_trained_sentences_does_not_follow_from_held_out_ones
 
 def test_a_fall_that_has_only_begun_needs_larger_doses() -> None:
     of = study()
-    shown = {"status": "inconclusive", "group": "background", "peak": 0.9, "detectable": 0.3, "p_value": 0.001}
+    shown = {"status": "inconclusive", "group": "background", "peak": 0.9, "detectable": 0.5, "p_value": 0.001}
     (begun,) = advice([point(10**5, 0, 2_000_000, drop=0.03, **shown)], outline(of), of.analysis)
     assert "little is lost up to the largest F" in begun.problem and "more up to a ratio of 0.95" in begun.change
     (faint,) = advice([point(10**5, 0, 2_000_000, drop=0.03, **{**shown, "p_value": 0.5})], outline(of), of.analysis)
