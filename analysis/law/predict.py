@@ -213,7 +213,7 @@ def _from_curves(law: Law, surface: Surface, params: float, tokens: float, held:
     straight = surface.quantiles(surface.mean(*at, straight=True), surface.sigma(straight=True), levels)
     return _Told(
         centre=_exp(middle),
-        mean=(_exp(float(least)), _exp(float(most))),
+        mean=(_exp(max(float(least), low)), _exp(min(float(most), high))),  # draws are noisier than their mixture
         model=(_exp(low), _exp(high)),
         straight=(_exp(straight[0]), _exp(straight[2])),
     )

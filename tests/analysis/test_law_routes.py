@@ -111,6 +111,14 @@ def test_a_surface_that_is_damaged_is_named(key, value, said, study, tmp_path, c
     assert said in error
 
 
+def test_the_interval_of_the_mean_is_within_that_of_a_model_however_far_away(study):
+    for law in load_laws(study / "law.json"):
+        for params in np.geomspace(1e6, 1e18, 25):
+            told = predict(law, float(params))
+            (least, most), (low, high) = told.confidence_interval, told.prediction_interval
+            assert low <= least <= most <= high, (law.kind, law.group, params)
+
+
 @pytest.mark.parametrize("step", ["collapse", "fit"])
 def test_a_file_is_read_with_and_without_the_name_of_its_kind(step, study, tmp_path, capsys):
     curves = str(study / "curves.csv")
