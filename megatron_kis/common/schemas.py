@@ -71,5 +71,5 @@ def mismatch(found: Any, schema: str) -> str:
     if kind == schema.partition("/")[0]:
         return f"schema is {found!r}, of another version of kis, not {schema!r}"
     if kind in _KINDS and version:
-        return f"is {_KINDS[kind][0]} ({kind}), not {_KINDS[schema.partition('/')[0]][0]}"
+        return f"is {_KINDS[kind][0]} ({kind})"
     return f"schema is {found!r}"

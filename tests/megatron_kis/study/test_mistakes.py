@@ -166,9 +166,7 @@ def test_a_file_of_another_kind_is_called_by_what_it_is(
 ) -> None:
     (tmp_path / "law.json").write_text('{"schema": "kis.law/1"}')
     line = refused(capsys, "law", "validate", "law.json", "--points", "p.csv")
-    assert line.endswith(
-        "law.json: is a law (kis.law), not a prediction; expected a prediction, which kis law predict --output writes"
-    )
+    assert line.endswith("law.json: is a law (kis.law); expected a prediction, which kis law predict --output writes")
     (tmp_path / "run.json").write_text('{"schema": "kis.run/1"}')
     (tmp_path / "config.yaml").write_text("")
     line = refused(capsys, "train", "run.json")
