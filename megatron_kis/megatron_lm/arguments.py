@@ -60,10 +60,20 @@ def run_of(args: argparse.Namespace) -> RunConfig:
     if (args.kis_frequency is None) == (args.kis_ratio is None):
         which = "is missing" if args.kis_frequency is None else "excludes --kis-ratio"
         raise InputError(which, where="--kis-frequency", remedy="give it, or --kis-ratio")
+    for setting in args.kis_set:
+        flag = _FLAGS.get(setting.partition("=")[0])
+        if flag is not None and (not flag.startswith("--kis-") or _given(args, flag)):
+            raise InputError(
+                f"is given by {flag}", where=f"--kis-set {setting}", remedy=f"leave it out, or change {flag}"
+            )
     with naming_arguments(args):
         config = parse_content(RunConfig, content_of(args), source="--kis-set", overrides=args.kis_set)
         config.model.shape()  # which checks it
     return config
+
+
+def _given(args: argparse.Namespace, flag: str) -> bool:
+    return getattr(args, flag[2:].replace("-", "_")) is not None
 
 
 @contextmanager

@@ -155,6 +155,12 @@ def test_with_a_run(run_file: Path, words: str, said: str) -> None:
         ("--kis-frequency 5 --seq-length 8", "--seq-length: an exposure of "),
         ("--kis-frequency 5 --kis-tokenizer nowhere", "nowhere"),
         ("--kis-frequency 5 --kis-set probes.templtes={}", "probes.templtes"),
+        (
+            "--kis-frequency 5 --kis-set infusion.frequency=7",
+            "--kis-set infusion.frequency=7: is given by --kis-frequency; leave it out, or change --kis-frequency",
+        ),
+        ("--kis-frequency 5 --kis-set model.layers=7", "--kis-set model.layers=7: is given by --num-layers"),
+        ("--kis-ratio 0.1 --kis-set infusion.background.frequency=-1", "infusion.background.frequency=-1: is -1"),
         ("--kis-frequency 5 --lr -1", "--lr: is -1"),
         ("--kis-frequency 5 --mock-data", "--mock-data: replaces the training data"),
         ("--kis-frequency 5 --ffn-hidden-size -1", "--ffn-hidden-size: is -1"),
