@@ -13,7 +13,7 @@ from megatron_kis.analysis.runs.groups import base_group
 from megatron_kis.analysis.runs.slices import FACTS
 from megatron_kis.analysis.runs.transitions import INCONCLUSIVE, LEFT_CENSORED, RIGHT_CENSORED, Transition
 from megatron_kis.common.errors import first_of
-from megatron_kis.common.terms import BACKGROUND
+from megatron_kis.common.terms import BACKGROUND, INFUSED
 from megatron_kis.common.units import in_table
 from megatron_kis.config.analysis import AnalysisConfig
 from megatron_kis.study.preflight import Remark
@@ -148,6 +148,10 @@ def _never_lost(say: _Say, points: Sequence[Transition], outline: Outline, large
     lost = "little" if any(point.status == INCONCLUSIVE for point in points) else "nothing"
     problem = f"{say(points)}: {lost} is lost up to the largest {points[0].slice.symbol}"
     if points[0].slice.axis == FACTS:
+        there = outline.there[INFUSED]
+        most = max(dose for levels in outline.levels(points[0].slice).values() for dose in levels)
+        if most < there:
+            return [Remark("facts", problem, f"up to {there:,} (now {most:,.0f})")]
         return [Remark("data.select.infused", problem, "more infused facts, or a smaller background.frequency")]
     used = float(outline.table["infusion_ratio"].max())
     if used * 1.1 > largest_ratio:

@@ -135,7 +135,9 @@ def smallest_dose(one: Slice) -> str:
 
 def decided(decision: Decision) -> str:
     """Formats the dose of a decision."""
-    return "none: not even 1" if decision.dose is None else dose(decision.slice, decision.dose)
+    if decision.dose is None:
+        return f"none: not even {smallest_dose(decision.slice)}"
+    return dose(decision.slice, decision.dose)
 
 
 def amounts(of: Amounts | None) -> list[tuple[str, str]]:

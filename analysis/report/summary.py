@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -214,15 +214,8 @@ def not_of_this_study(runs: Runs, *, most: int = 8) -> str:
         runs: what was loaded.
         most: names listed per difference; further ones are only counted.
     """
-    by_reason: dict[str, list[str]] = {}
-    for row in rows_of(runs.foreign):
-        by_reason.setdefault(str(row.reason), []).append(str(row.run))
-    if not by_reason:
-        return ""
-    count = len(runs.foreign)
-    parts = [f"{first_of(names, most)} ({reason})" for reason, names in by_reason.items()]
-    verb = "is" if count == 1 else "are"
-    return f"{plural(count, 'run')} {verb} not of this study: {'; '.join(parts)}"
+    reasons = [(str(row.reason), str(row.run)) for row in rows_of(runs.foreign)]
+    return _grouped(reasons, "not of this study", most)
 
 
 def not_asked(runs: Runs, *, most: int = 8) -> str:
@@ -247,16 +240,24 @@ def not_counted(runs: Runs, *, most: int = 8) -> str:
         runs: what was loaded.
         most: names listed per reason; further ones are only counted.
     """
-    by_reason: dict[str, list[str]] = {}
-    for row in rows_of(runs.problems):
-        if row.status not in ("foreign", "unasked"):  # these have lines of their own
-            by_reason.setdefault(f"{row.status}: {row.reason}", []).append(str(row.run))
-    if not by_reason:
+    reasons = [
+        (f"{row.status}: {row.reason}", str(row.run))
+        for row in rows_of(runs.problems)
+        if row.status not in ("foreign", "unasked")  # these have lines of their own
+    ]
+    return _grouped(reasons, "not counted", most)
+
+
+def _grouped(reasons: Sequence[tuple[str, str]], what: str, most: int) -> str:
+    """Lists runs in one line by their reason; ``reasons`` are pairs of a reason and a run."""
+    if not reasons:
         return ""
-    count = sum(map(len, by_reason.values()))
-    parts = [f"{first_of(names, most)} ({reason})" for reason, names in by_reason.items()]
-    verb = "is" if count == 1 else "are"
-    return f"{plural(count, 'run')} {verb} not counted: {first_of(parts, most, separator='; ')}"
+    names: dict[str, list[str]] = {}
+    for reason, run in reasons:
+        names.setdefault(reason, []).append(run)
+    parts = [f"{first_of(runs, most)} ({reason})" for reason, runs in names.items()]
+    verb = "is" if len(reasons) == 1 else "are"
+    return f"{plural(len(reasons), 'run')} {verb} {what}: {first_of(parts, most, separator='; ')}"
 
 
 def _sentence(kind: str, group: str, points: list[Transition]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from megatron_kis.common.configuration import load_config, parse_content
 from megatron_kis.common.errors import InputError
+from megatron_kis.common.identity import within
 from megatron_kis.config.run import RunConfig
 from megatron_kis.megatron_lm.settings import check_settings, content_of
 
@@ -60,20 +61,23 @@ def run_of(args: argparse.Namespace) -> RunConfig:
     if (args.kis_frequency is None) == (args.kis_ratio is None):
         which = "is missing" if args.kis_frequency is None else "excludes --kis-ratio"
         raise InputError(which, where="--kis-frequency", remedy="give it, or --kis-ratio")
-    for setting in args.kis_set:
-        flag = _FLAGS.get(setting.partition("=")[0])
-        if flag is not None and (not flag.startswith("--kis-") or _given(args, flag)):
-            raise InputError(
-                f"is given by {flag}", where=f"--kis-set {setting}", remedy=f"leave it out, or change {flag}"
-            )
+    _check_set(args)
     with naming_arguments(args):
         config = parse_content(RunConfig, content_of(args), source="--kis-set", overrides=args.kis_set)
         config.model.shape()  # which checks it
     return config
 
 
-def _given(args: argparse.Namespace, flag: str) -> bool:
-    return getattr(args, flag[2:].replace("-", "_")) is not None
+def _check_set(args: argparse.Namespace) -> None:
+    """Refuses ``--kis-set`` of what another argument gives, also as a part of its section."""
+    for setting in args.kis_set:
+        section = setting.partition("=")[0]
+        for key, flag in _FLAGS.items():
+            given = not flag.startswith("--kis-") or getattr(args, flag[2:].replace("-", "_")) is not None
+            if given and within(key, (section,)):
+                said = "is" if key == section else f"replaces {key}, which is"
+                remedy = f"change {flag}" if key == section else f"name its other keys one by one, or change {flag}"
+                raise InputError(f"{said} given by {flag}", where=f"--kis-set {setting}", remedy=remedy)
 
 
 @contextmanager

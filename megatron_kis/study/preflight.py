@@ -109,9 +109,10 @@ def check_device(study: StudyConfig, *, here: bool = False) -> None:
     if here and not cpu and (needs_cuda or precision in ("bf16", "fp8") or device == "cuda"):
         import torch  # seconds, which only these studies wait
 
+        from megatron_kis.distributed.device import check_device as check_here
+
+        check_here(device)
         cpu = not torch.cuda.is_available()
-        if cpu and device == "cuda":
-            raise InputError("is cuda, and this machine has no CUDA device", where="device", remedy="use auto or cpu")
     if not cpu:
         return
     check_precision(precision, cpu=True)

@@ -17,6 +17,7 @@ from megatron_kis.analysis.design.known import APART, TOGETHER, half_known, know
 from megatron_kis.analysis.design.outline import Outline, outline_of, sketch
 from megatron_kis.analysis.design.requirements import requirements
 from megatron_kis.analysis.design_check import DesignCheck, design_check
+from megatron_kis.analysis.runs.slices import FACTS, RATIO, Slice
 from megatron_kis.analysis.simulate import Truth, simulate_curve
 from megatron_kis.common.configuration import parse_config
 from megatron_kis.common.errors import InputError
@@ -254,3 +255,12 @@ def test_a_fall_that_has_only_begun_needs_larger_doses() -> None:
     assert "little is lost up to the largest F" in begun.problem and "more up to a ratio of 0.95" in begun.change
     (faint,) = advice([point(10**5, 0, 2_000_000, drop=0.03, **{**shown, "p_value": 0.5})], outline(of), of.analysis)
     assert faint.key == "seeds"
+
+
+@pytest.mark.parametrize(("infused", "said"), [(960, "facts: up to 960 (now 240)"), (240, "more infused facts")])
+def test_where_nothing_is_lost_more_facts_are_shown_and_then_more_are_chosen(infused: int, said: str) -> None:
+    select = {"infused": infused, "background": 120, "control": 120, "facts_per_object": 0}
+    of = study(select=select, facts=[0, 30, 60, 120, 240], infusion_ratios=[0.5], frequencies=None)
+    kept = {"status": "right_censored", "group": "background", "slice": Slice(FACTS, RATIO, 0.5)}
+    (remark,) = advice([point(10**5, 0, 2_000_000, **kept)], outline(of), of.analysis)
+    assert said in f"{remark.key}: {remark.change}"

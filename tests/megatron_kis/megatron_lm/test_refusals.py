@@ -157,7 +157,11 @@ def test_with_a_run(run_file: Path, words: str, said: str) -> None:
         ("--kis-frequency 5 --kis-set probes.templtes={}", "probes.templtes"),
         (
             "--kis-frequency 5 --kis-set infusion.frequency=7",
-            "--kis-set infusion.frequency=7: is given by --kis-frequency; leave it out, or change --kis-frequency",
+            "--kis-set infusion.frequency=7: is given by --kis-frequency; change --kis-frequency",
+        ),
+        (
+            "--kis-frequency 5 --kis-set infusion={frequency:7}",
+            "--kis-set infusion={frequency:7}: replaces infusion.frequency, which is given by --kis-frequency; name",
         ),
         ("--kis-frequency 5 --kis-set model.layers=7", "--kis-set model.layers=7: is given by --num-layers"),
         ("--kis-ratio 0.1 --kis-set infusion.background.frequency=-1", "infusion.background.frequency=-1: is -1"),

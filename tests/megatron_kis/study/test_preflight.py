@@ -246,4 +246,4 @@ def test_a_study_for_cuda_is_refused_where_there_is_none(
     study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert "device: is cuda, and this machine has no CUDA device" in refused(study, "run", capsys, "device=cuda")
+    assert "device: no CUDA device is available" in refused(study, "run", capsys, "device=cuda")
