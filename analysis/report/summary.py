@@ -215,7 +215,7 @@ def not_of_this_study(runs: Runs, *, most: int = 8) -> str:
         most: names listed per difference; further ones are only counted.
     """
     reasons = [(str(row.reason), str(row.run)) for row in rows_of(runs.foreign)]
-    return _grouped(reasons, "not of this study", most)
+    return _grouped(reasons, "not of this study: ", most)
 
 
 def not_asked(runs: Runs, *, most: int = 8) -> str:
@@ -245,7 +245,7 @@ def not_counted(runs: Runs, *, most: int = 8) -> str:
         for row in rows_of(runs.problems)
         if row.status not in ("foreign", "unasked")  # these have lines of their own
     ]
-    return _grouped(reasons, "not counted", most)
+    return _grouped(reasons, "not counted: ", most)
 
 
 def _grouped(reasons: Sequence[tuple[str, str]], what: str, most: int) -> str:
@@ -257,7 +257,7 @@ def _grouped(reasons: Sequence[tuple[str, str]], what: str, most: int) -> str:
         names.setdefault(reason, []).append(run)
     parts = [f"{first_of(runs, most)} ({reason})" for reason, runs in names.items()]
     verb = "is" if len(reasons) == 1 else "are"
-    return f"{plural(len(reasons), 'run')} {verb} {what}: {first_of(parts, most, separator='; ')}"
+    return f"{plural(len(reasons), 'run')} {verb} {what}{first_of(parts, most, separator='; ')}"
 
 
 def _sentence(kind: str, group: str, points: list[Transition]) -> str:
