@@ -215,7 +215,8 @@ def not_of_this_study(runs: Runs, *, most: int = 8) -> str:
         most: names listed per difference; further ones are only counted.
     """
     reasons = [(str(row.reason), str(row.run)) for row in rows_of(runs.foreign)]
-    return _grouped(reasons, "not of this study: ", most)
+    are, listed = _grouped(reasons, most)
+    return f"{are} not of this study: {listed}" if reasons else ""
 
 
 def not_asked(runs: Runs, *, most: int = 8) -> str:
@@ -245,19 +246,18 @@ def not_counted(runs: Runs, *, most: int = 8) -> str:
         for row in rows_of(runs.problems)
         if row.status not in ("foreign", "unasked")  # these have lines of their own
     ]
-    return _grouped(reasons, "not counted: ", most)
+    are, listed = _grouped(reasons, most)
+    return f"{are} not counted: {listed}" if reasons else ""
 
 
-def _grouped(reasons: Sequence[tuple[str, str]], what: str, most: int) -> str:
-    """Lists runs in one line by their reason; ``reasons`` are pairs of a reason and a run."""
-    if not reasons:
-        return ""
+def _grouped(reasons: Sequence[tuple[str, str]], most: int) -> tuple[str, str]:
+    """Returns how many runs there are, and their names by reason; ``reasons`` are pairs of a reason and a run."""
     names: dict[str, list[str]] = {}
     for reason, run in reasons:
         names.setdefault(reason, []).append(run)
     parts = [f"{first_of(runs, most)} ({reason})" for reason, runs in names.items()]
     verb = "is" if len(reasons) == 1 else "are"
-    return f"{plural(len(reasons), 'run')} {verb} {what}{first_of(parts, most, separator='; ')}"
+    return f"{plural(len(reasons), 'run')} {verb}", first_of(parts, most, separator="; ")
 
 
 def _sentence(kind: str, group: str, points: list[Transition]) -> str:
